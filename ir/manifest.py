@@ -1,0 +1,254 @@
+"""What an engine directory says about itself: `manifest.json` as frozen dataclasses. Knows neither graph nor compiler nor device.
+
+The runtime executes an engine from this file alone; the compiler writes it last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tilewright.ir.errors import EngineError
+
+SCHEMA = 1
+MANIFEST_FILE = "manifest.json"
+
+# Tensors that the runtime fills for each step; kernels name them in `Arg(kind="step")`. B sequences, T tokens, S rows asked for.
+STEP_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ids": ("i32", ("T",)),  # token ids of the flattened batch
+    "positions": ("i32", ("T",)),  # position of each token in its sequence
+    "slots": ("i32", ("T",)),  # page * page_size + offset where the token's key and value go; -1: padding, write nothing
+    "rows": ("i32", ("S",)),  # rows of T whose logits are wanted
+    "query_start": ("i32", ("B1",)),  # first row of each sequence, then T (B1 = B + 1)
+    "context_len": ("i32", ("B",)),  # tokens in the cache after this step's writes; 0: padding sequence, attends to nothing
+    "block_table": ("i32", ("B", "P")),  # page of each block of page_size tokens; P = Limits.max_pages_per_sequence
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    name: str  # directory or hub id, as given
+    architecture: str  # HF class name
+    vocab_size: int
+    dtype: str  # activations: f32, f16, bf16
+    quantization: str  # "none" or the quantize pass as text
+    num_parameters: int
+    max_positions: int  # positions that the model was made for
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_batch_size: int  # sequences in one step
+    max_input_len: int  # tokens of a prompt
+    max_output_len: int  # tokens generated for a request
+    max_tokens: int  # tokens of one step, all sequences together
+    page_size: int  # tokens of a KV page
+
+    @property
+    def max_sequence_len(self) -> int:
+        return self.max_input_len + self.max_output_len
+
+    @property
+    def max_pages_per_sequence(self) -> int:
+        return -(-self.max_sequence_len // self.page_size)
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayer:
+    """Paged state of one attention layer: k[pages, heads, page_size, head_dim] and v[pages, heads, page_size, value_dim]."""
+
+    num_heads: int
+    head_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    dtype: str
+    layers: tuple[KVLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A grid size: `count * ceil(dim / per)`, or `count` where dim is None."""
+
+    count: int = 1
+    dim: str | None = None  # T, S or B
+    per: int = 1
+
+    def __call__(self, dims: dict[str, int]) -> int:
+        return self.count if self.dim is None else self.count * -(-dims[self.dim] // self.per)
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """What a launch passes for one kernel parameter.
+
+    kind: buffer (activation, by name), weight (packed tensor, by name), step (STEP_FIELDS), k_cache / v_cache (layer index as name),
+    dim (run-time integer T, S or B).
+    """
+
+    kind: Literal["buffer", "weight", "step", "k_cache", "v_cache", "dim"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A kernel compiled for one architecture."""
+
+    file: str  # relative to the engine
+    symbol: str
+    num_warps: int
+    shared_bytes: int
+    num_registers: int
+    stack_bytes: int  # > 0: registers spilled to local memory
+    global_scratch_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    name: str  # <region name>_<hash8>; also the stem of its file
+    language: Literal["triton", "torch"]
+    file: str  # source, relative to the engine
+    entry: str  # function in the file
+    parameters: tuple[tuple[str, str], ...]  # (name, type): *bf16, *i8, i32 for triton; dtype for torch
+    constants: dict[str, int | float | bool] = field(default_factory=dict)  # constexpr arguments, passed by keyword
+    num_warps: int = 4
+    num_stages: int = 3
+    dependent_launch: bool = False  # programmatic dependent launch (sm_90 and later)
+    binaries: dict[str, Binary] = field(default_factory=dict)  # by architecture: sm_80, sm_90, ...
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    kernel: str
+    args: tuple[Arg, ...]  # one per Kernel.parameters
+    grid: tuple[Extent, Extent, Extent]
+    region: str  # name of the region, unique in its program
+    modules: tuple[str, ...] = ()  # HF module paths whose ops it computes
+    reason: str = ""  # why the region was cut there
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """An activation in the program's arena. Bytes are reserved for `max_tokens` tokens; shape holds T, S or ints."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    offset: int  # bytes, 256-aligned
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The launches of one regime. `decode`: every sequence has one token (T = B = S); `ragged`: any mixture of chunks and decodes."""
+
+    name: str
+    kind: Literal["decode", "ragged"]
+    max_tokens: int  # serves steps of 1..max_tokens tokens; the smallest program that fits is run
+    arena_bytes: int
+    buffers: tuple[Buffer, ...]
+    launches: tuple[Launch, ...]
+    logits: str  # buffer f32[S, vocab]
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str  # safetensors file, relative to the engine; the tensor has this entry's name
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    schema: int
+    producer: str  # tilewright version that wrote it
+    target: str  # cpu, sm_80, sm_90, ...
+    model: ModelInfo
+    limits: Limits
+    cache: KVCache
+    programs: tuple[Program, ...]
+    kernels: tuple[Kernel, ...]
+    weights: tuple[Weight, ...]
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of every file beside the manifest, by relative path
+
+    def write(self, directory: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+        (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @staticmethod
+    def read(directory: Path) -> Manifest:
+        """Raises EngineError for a missing, unreadable or foreign-schema manifest."""
+        path = directory / MANIFEST_FILE
+        if not path.is_file():
+            raise EngineError(
+                f"engine {directory}", f"no {MANIFEST_FILE} in it", "build one with: tilewright build MODEL " + str(directory)
+            )
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise EngineError(f"engine {directory}", f"{MANIFEST_FILE} is not JSON ({error})", "rebuild the engine") from error
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            remedy = f"rebuild it with: tilewright build MODEL {directory}"
+            raise EngineError(f"engine {directory}", f"has schema {schema!r}, this version reads schema {SCHEMA}", remedy)
+        return _decode(Manifest, data, f"engine {directory}: {MANIFEST_FILE}")
+
+
+def _decode(kind: Any, data: Any, where: str) -> Any:
+    """Rebuilds a value of annotation `kind` from plain JSON, refusing unknown, missing and mistyped fields by path."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, data, where)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        _require(isinstance(data, list), where, data, "a list")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+        _require(len(data) == len(args), where, data, f"{len(args)} items")
+        return tuple(_decode(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, data)))
+    if origin is dict:
+        _require(isinstance(data, dict), where, data, "an object")
+        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    if origin is Literal:
+        _require(data in args, where, data, " or ".join(map(repr, args)))
+        return data
+    if origin in (typing.Union, types.UnionType):
+        _require(any(_is_plain(arg, data) for arg in args), where, data, str(kind))
+        return data
+    _require(_is_plain(kind, data), where, data, kind.__name__)
+    return data
+
+
+def _decode_dataclass(kind: type, data: Any, where: str) -> Any:
+    _require(isinstance(data, dict), where, data, f"an object ({kind.__name__})")
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name in data:
+        if name not in known:
+            raise EngineError(where, f"unknown field {name!r}; {kind.__name__} has {', '.join(known)}", "rebuild the engine")
+    for name, f in known.items():
+        has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        if name not in data and not has_default:
+            raise EngineError(where, f"field {name!r} is missing", "rebuild the engine")
+    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in data.items()})
+
+
+def _is_plain(kind: Any, data: Any) -> bool:
+    if kind is type(None):
+        return data is None
+    if kind is float:
+        return isinstance(data, (int, float)) and not isinstance(data, bool)
+    return isinstance(data, kind) and (kind is bool or not isinstance(data, bool))
+
+
+def _require(ok: bool, where: str, data: Any, expected: str) -> None:
+    if not ok:
+        raise EngineError(where, f"is {data!r:.60}, expected {expected}", "rebuild the engine")

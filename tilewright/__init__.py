@@ -1,0 +1,1 @@
+"""Tilewright: a compiler from Hugging Face decoder models to paged-attention engines."""
