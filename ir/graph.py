@@ -175,9 +175,7 @@ class Graph:
     def take_name(self, new: Value, old: Value) -> None:
         """`new` is the same tensor as `old`: it takes over the name and every use. `old` gets a retired spare name until erased."""
         if new.type != old.type:
-            raise GraphError(
-                old.display, f"is {old.type}, its replacement is {new.type}", "a value that means something else needs a new name"
-            )
+            raise GraphError(old.display, f"is {old.type}, its replacement is {new.type}", "a value that means something else needs a new name")
         self.replace_uses(old, new)
         name = old.name
         del self._values[new.name], self._values[name]

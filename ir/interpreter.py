@@ -67,9 +67,7 @@ def bind_dims(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
             raise GraphError(f"interpret {graph.name}", f"input %{value.name} has shape {list(tensor.shape)}, declared {value.type}")
         for declared, size in zip(value.type.shape, tensor.shape):
             if dims.setdefault(declared, size) != size if isinstance(declared, str) else declared != size:
-                raise GraphError(
-                    f"interpret {graph.name}", f"input %{value.name} has shape {list(tensor.shape)}, declared {value.type}, with {dims}"
-                )
+                raise GraphError(f"interpret {graph.name}", f"input %{value.name} has shape {list(tensor.shape)}, declared {value.type}, with {dims}")
     for name, size in dims.items():
         if not graph.dims[name].low <= size <= graph.dims[name].high:
             raise GraphError(f"interpret {graph.name}", f"{name}={size} is outside {graph.dims[name].low}..{graph.dims[name].high}")

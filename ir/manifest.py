@@ -189,9 +189,7 @@ class Manifest:
         """Raises EngineError for a missing, unreadable or foreign-schema manifest."""
         path = directory / MANIFEST_FILE
         if not path.is_file():
-            raise EngineError(
-                f"engine {directory}", f"no {MANIFEST_FILE} in it", "build one with: tilewright build MODEL " + str(directory)
-            )
+            raise EngineError(f"engine {directory}", f"no {MANIFEST_FILE} in it", "build one with: tilewright build MODEL " + str(directory))
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
@@ -223,7 +221,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         _require(any(_is_plain(arg, data) for arg in args), where, data, str(kind))
         return data
-    _require(_is_plain(kind, data), where, data, kind.__name__)
+    _require(_is_plain(kind, data), where, data, getattr(kind, "__name__", str(kind)))
     return data
 
 

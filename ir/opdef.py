@@ -90,9 +90,7 @@ def op(
         name = function.__name__.rstrip("_")
         if name in OPS:
             first = OPS[name].infer.__code__
-            raise GraphError(
-                f"op {name}", f"declared at {first.co_filename}:{first.co_firstlineno} and again at {function.__code__.co_filename}"
-            )
+            raise GraphError(f"op {name}", f"declared at {first.co_filename}:{first.co_firstlineno} and again at {function.__code__.co_filename}")
         parameters = list(inspect.signature(function).parameters.values())
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)

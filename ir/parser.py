@@ -163,9 +163,7 @@ class _Parser:
             if value.type != type_:
                 raise line.error(f"{written} is written as {type_}, {name} gives {value.type}", 0)
             if value.display != written:
-                raise line.error(
-                    f"{written} should be {value.display}: {'constants' if value.is_const else 'values of the step'} are written so", 0
-                )
+                raise line.error(f"{written} should be {value.display}: {'constants' if value.is_const else 'values of the step'} are written so", 0)
 
     def operands(self, graph: Graph, line: _Line) -> list[Value | None]:
         found: list[Value | None] = [self.operand(graph, line)]

@@ -258,9 +258,7 @@ def _attention(
     return out.flatten(1)
 
 
-def attend_one(
-    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, *, scale: float, window: int | None, softcap: float | None
-) -> Tensor:
+def attend_one(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, *, scale: float, window: int | None, softcap: float | None) -> Tensor:
     """Causal attention of one request, in f32 (f64 stays): q [M, heads, D], the last M of N tokens; k [N, kv_heads, D], v [N, kv_heads, E]."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     group = q.shape[1] // k.shape[1]

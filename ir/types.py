@@ -86,9 +86,7 @@ class Loc:
     def join(self, *others: Loc) -> Loc:
         """Union in order of first appearance: what a fused op inherits from the ops it replaced."""
         every = (self, *others)
-        return Loc(
-            *(tuple(dict.fromkeys(item for loc in every for item in getattr(loc, field))) for field in ("modules", "sources", "rules"))
-        )
+        return Loc(*(tuple(dict.fromkeys(item for loc in every for item in getattr(loc, field))) for field in ("modules", "sources", "rules")))
 
     def made_by(self, rule: str) -> Loc:
         return self.join(Loc(rules=(rule,)))

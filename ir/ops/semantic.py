@@ -48,9 +48,7 @@ def rotary(x: T, cos: T, sin: T, *, head_dim: int, layout: str = "half") -> T:
     rotary_dim = static_dim("rotary", cos, -1)
     same_dtype("rotary", x, cos, sin)
     if x.rank != 2 or static_dim("rotary", x, -1) % head_dim or rotary_dim > head_dim or rotary_dim % 2:
-        raise GraphError(
-            "rotary", f"x {x} with head_dim={head_dim}, cos {cos}", "x is [T, heads * head_dim], cos and sin [T, R <= head_dim]"
-        )
+        raise GraphError("rotary", f"x {x} with head_dim={head_dim}, cos {cos}", "x is [T, heads * head_dim], cos and sin [T, R <= head_dim]")
     if cos.shape != sin.shape or cos.shape[0] != x.shape[0]:
         raise GraphError("rotary", f"cos {cos} and sin {sin} do not fit x {x}")
     if layout not in ("half", "interleaved"):
