@@ -1,8 +1,202 @@
-"""Repeated layers as `repeat` blocks, and back. Works on text lines alone."""
+"""Repeated layers as `repeat` blocks, and back. Works on text lines alone, so that any stage folds and every folded text parses.
+
+    repeat L in 0..30 step 2 as model.layers carry(%h = %embed) {     `%.x` is `%model.layers.{L}.x`; the carry is what a turn reads of the one before
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tilewright.ir.errors import ParseError
+from tilewright.ir.graph import Graph
+from tilewright.ir.printer import print_graph
+
+MAX_PERIOD = 8
+INDENT = "  "
+DEFINED = re.compile(r"\s*(?:param )?[%@]([\w./<>-]*?)\.(\d+)(?=[.,\s])")
+NAME = re.compile(r"[%@][\w./<>{}+-]+")
+OPEN = re.compile(r"\s*repeat L in (\d+)\.\.(\d+)(?: step (\d+))? as ([\w.]+)(?: carry\(([^)]*)\))? \{")
+YIELD = re.compile(r"\s*yield (.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive lines that define values of one layer: `<stem>.<index>.…`; stem is empty outside layers."""
+
+    stem: str
+    index: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Blocks from `start` on that are `turns` times the same `period` blocks, up to the layer's index and the carried values."""
+
+    period: int
+    turns: int
+    body: tuple[str, ...]
+    carry: tuple[tuple[str, str], ...]  # (value of the turn before as {L-k} name, initial value)
+
+    def saved(self) -> int:
+        return (self.turns - 1) * len(self.body)
+
+
+def fold_text(graph: Graph, *, note: str = "") -> str:
+    """`print_graph` with runs of equal layers (period 1 to 8) as `repeat` blocks. `parse_graph` reads it back to an equal graph."""
+    return "\n".join(fold_lines(print_graph(graph, note=note).splitlines())) + "\n"
+
+
+def fold_lines(lines: list[str]) -> list[str]:
+    blocks = list(_blocks(lines))
+    folded: list[str] = []
+    at = 0
+    while at < len(blocks):
+        run = _best_run(blocks, at) if blocks[at].stem else None
+        if run is None:
+            folded += blocks[at].lines
+            at += 1
+        else:
+            folded += _print_run(run, blocks[at])
+            at += run.period * run.turns
+    return folded
+
 
 def unfold_text(text: str, file: str) -> list[tuple[int, str]]:
-    """Numbered lines with every `repeat` block written out."""
-    return list(enumerate(text.splitlines(), 1))
+    """Lines numbered as in the text, with every `repeat` block written out. Raises ParseError for a block that does not close."""
+    unfolded: list[tuple[int, str]] = []
+    numbered = iter(enumerate(text.splitlines(), 1))
+    for number, line in numbered:
+        match = OPEN.match(line)
+        if match is None:
+            unfolded.append((number, line))
+            continue
+        body: list[tuple[int, str]] = []
+        for inner in numbered:
+            if inner[1].strip() == "}":
+                break
+            body.append(inner)
+        else:
+            raise ParseError(f"{file}:{number}:1", "the repeat block is not closed: `}` is missing")
+        unfolded += _unroll(match, body, f"{file}:{number}:1")
+    return unfolded
+
+
+# -- folding --------------------------------------------------------------------------------------------------------------------
+def _blocks(lines: list[str]) -> Iterator[Block]:
+    stem, index, held = "", -1, []
+    for line in lines:
+        match = DEFINED.match(line)
+        here = (match.group(1), int(match.group(2))) if match and match.group(1) else ("", -1)
+        if here != (stem, index) and held:
+            yield Block(stem, index, tuple(held))
+            held = []
+        stem, index = here
+        held.append(line)
+    if held:
+        yield Block(stem, index, tuple(held))
+
+
+def _best_run(blocks: list[Block], at: int) -> Run | None:
+    runs = [run for period in range(1, MAX_PERIOD + 1) if (run := _run(blocks, at, period)) is not None]
+    return max(runs, key=lambda run: (run.saved(), -run.period), default=None)
+
+
+def _run(blocks: list[Block], at: int, period: int) -> Run | None:
+    first = _turn(blocks, at, period, 0)
+    second = _turn(blocks, at, period, 1)
+    if first is None or second is None:
+        return None
+    carry = _carried(first, second)
+    if carry is None:
+        return None
+    turns = 2
+    while _turn(blocks, at, period, turns) == second:
+        turns += 1
+    return Run(period, turns, tuple(second), tuple(carry.items()))
+
+
+def _turn(blocks: list[Block], at: int, period: int, turn: int) -> list[str] | None:
+    """Lines of one turn with layer indices written relative to it: {L}, {L+1}, and {L-1} for the turn before."""
+    base = blocks[at].index + turn * period
+    chosen = blocks[at + turn * period : at + (turn + 1) * period]
+    if len(chosen) < period or any(b.stem != blocks[at].stem or b.index != base + i for i, b in enumerate(chosen)):
+        return None
+    pattern = re.compile(rf"(?<![\w.])({re.escape(blocks[at].stem)}\.)(\d+)(?![\w])|(\blayer=)(\d+)\b")
+
+    def relative(match: re.Match[str]) -> str:
+        lead, number = (match[1], match[2]) if match[1] else (match[3], match[4])
+        offset = int(number) - base
+        return lead + _placeholder(offset) if -period <= offset < period else match[0]
+
+    return [pattern.sub(relative, line) for block in chosen for line in block.lines]
+
+
+def _placeholder(offset: int) -> str:
+    return "{L}" if offset == 0 else f"{{L{offset:+d}}}"
+
+
+def _carried(first: list[str], second: list[str]) -> dict[str, str] | None:
+    """What the second turn reads of the first, and what the first reads in its place; None where the turns differ in anything else."""
+    carry: dict[str, str] = {}
+    if len(first) != len(second):
+        return None
+    for a, b in zip(first, second):
+        if NAME.sub("%", a) != NAME.sub("%", b):
+            return None
+        for x, y in zip(NAME.findall(a), NAME.findall(b)):
+            if "{L-" in y:
+                if carry.setdefault(y, x) != x:
+                    return None
+            elif x != y:
+                return None
+    return carry
+
+
+def _print_run(run: Run, first: Block) -> Iterator[str]:
+    names = {previous: f"%{'h' if i == 0 else f'h{i + 1}'}" for i, (previous, _) in enumerate(run.carry)}
+    step = f" step {run.period}" if run.period > 1 else ""
+    last = first.index + (run.turns - 1) * run.period
+    carry = f" carry({', '.join(f'{names[p]} = {start}' for p, start in run.carry)})" if run.carry else ""
+    count = f"{run.turns} equal layers" if run.period == 1 else f"{run.turns} times {run.period} layers"
+    yield f"{INDENT}repeat L in {first.index}..{last}{step} as {first.stem}{carry} {{  // {count}"
+    for line in run.body:
+        yield INDENT + _shorten(NAME.sub(lambda m: names.get(m[0], m[0]), line), first.stem)
+    if run.carry:
+        yields = ", ".join(re.sub(r"\{L-(\d+)\}", lambda m: _placeholder(run.period - int(m[1])), previous) for previous, _ in run.carry)
+        yield INDENT * 2 + "yield " + _shorten(yields, first.stem)
+    yield INDENT + "}"
+
+
+def _shorten(line: str, stem: str) -> str:
+    body, mark, loc = line.partition("  loc(")
+    body = re.sub(rf"([%@]){re.escape(stem)}\.\{{L\}}\.", r"\1.", body)
+    return body + mark + re.sub(rf"(^|, ){re.escape(stem)}\.\{{L\}}\.", r"\1.", loc)
+
+
+# -- unfolding ------------------------------------------------------------------------------------------------------------------
+def _unroll(head: re.Match[str], body: list[tuple[int, str]], where: str) -> list[tuple[int, str]]:
+    start, stop, step, stem = int(head[1]), int(head[2]), int(head[3] or 1), head[4]
+    carry = dict(part.split(" = ") for part in head[5].split(", ")) if head[5] else {}
+    lines: list[tuple[int, str]] = []
+    for index in range(start, stop + 1, step):
+        following: list[str] = []
+        for number, text in body:
+            full = _lengthen(text, stem, index)
+            ending = YIELD.match(full)
+            if ending:
+                following = ending[1].split(", ")
+            else:
+                lines.append((number, NAME.sub(lambda m: carry.get(m[0], m[0]), full)))
+        if len(following) != len(carry):
+            raise ParseError(where, f"carries {len(carry)} values and yields {len(following)}", "end the block with `yield` of as many")
+        carry = dict(zip(carry, following))
+    return lines
+
+
+def _lengthen(line: str, stem: str, index: int) -> str:
+    body, mark, loc = line.partition("  loc(")
+    body = re.sub(r"([%@])\.(?=\w)", rf"\1{stem}.{{L}}.", body)
+    loc = re.sub(r"(^|, )\.(?=\w)", rf"\1{stem}.{{L}}.", loc)
+    return re.sub(r"\{L([+-]\d+)?\}", lambda m: str(index + int(m[1] or 0)), body + mark + loc)
