@@ -163,7 +163,8 @@ REDUCTIONS = {
 def test_library_functions_equal_torch(expression: str) -> None:
     x, out = torch.randn(4, 16), torch.empty(4)
     source = HEAD + (
-        "@triton.jit\ndef product(a, b):\n    return a * b\n\n@triton.jit\ndef kernel(x_ptr, out_ptr):\n    i, j = tl.arange(0, 4), tl.arange(0, 16)\n"
+        "@triton.jit\ndef product(a, b):\n    return a * b\n\n"
+        "@triton.jit\ndef kernel(x_ptr, out_ptr):\n    i, j = tl.arange(0, 4), tl.arange(0, 16)\n"
         f"    x = tl.load(x_ptr + i[:, None] * 16 + j[None, :])\n    tl.store(out_ptr + i, {expression})\n"
     )
     launch(load_kernel(source, "k", "kernel"), (1, 1, 1), [x, out], {}, checked=True)
@@ -195,7 +196,9 @@ tl.store(out_ptr + pid, total if n > 0 else -5)"""
 
 def test_program_ids_cover_the_grid() -> None:
     out = torch.zeros(2, 3, 4, dtype=torch.int32)
-    body = "out_ptr\nx, y, z = tl.program_id(0), tl.program_id(1), tl.program_id(2)\ntl.store(out_ptr + (x * 3 + y) * 4 + z, x * 100 + y * 10 + tl.num_programs(2))"
+    body = """out_ptr
+x, y, z = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+tl.store(out_ptr + (x * 3 + y) * 4 + z, x * 100 + y * 10 + tl.num_programs(2))"""
     run(body, [out], grid=(2, 3, 4))
     assert out[:, :, 0].tolist() == [[4, 14, 24], [104, 114, 124]]
 
