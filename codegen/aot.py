@@ -146,8 +146,8 @@ class _Worker:
         if self.process is None:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             command = [sys.executable, "-m", "tilewright.codegen.aot_worker"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
+            pipe, quiet = subprocess.PIPE, subprocess.DEVNULL  # what MLIR dumps on failure is told shorter by the error
+            self.process = subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=quiet)
         return self.process
 
     def stop(self) -> None:

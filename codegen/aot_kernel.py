@@ -74,9 +74,9 @@ def _where(kernel: Kernel, arch: str, modules: tuple[str, ...]) -> str:
 
 
 def _run_triton(kernel: Kernel, source: str, arch: str, modules: tuple[str, ...]) -> Any:
-    import triton
+    from triton import __version__, knobs
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton.compiler import ASTSource, compile
 
     function = _load_function(kernel, source)
     signature = _make_signature(kernel, function.arg_names)
@@ -88,14 +88,13 @@ def _run_triton(kernel: Kernel, source: str, arch: str, modules: tuple[str, ...]
         "enable_fp_fusion": True,  # Triton's default changes in 3.10
         "launch_pdl": kernel.dependent_launch and capability >= 90,
     }
-    knobs = triton.knobs
     with _COMPILING, tempfile.TemporaryDirectory() as scratch, knobs.cache.scope(), knobs.compilation.scope():
         knobs.cache.dir = scratch  # our own cache knows better when an entry is good
         knobs.compilation.disable_line_info = True  # it would put the path into the cubin
         try:
-            return triton.compile(ASTSource(function, signature, kernel.constants, aligned), GPUTarget("cuda", capability, 32), options)
+            return compile(ASTSource(function, signature, kernel.constants, aligned), GPUTarget("cuda", capability, 32), options)
         except Exception as error:  # CompilationError, PTXASError, RuntimeError from MLIR passes, AssertionError: all mean the same here
-            problem = f"Triton {triton.__version__} refuses it: {type(error).__name__}: {str(error).strip()[-2000:]}"
+            problem = f"Triton {__version__} refuses it: {type(error).__name__}: {str(error).strip()[-2000:]}"
             raise CodegenError(_where(kernel, arch, modules), problem, f"see {kernel.file}") from error
 
 
@@ -127,12 +126,12 @@ def _name_type(type_name: str) -> str:
 
 def _read_resources(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread and bytes of its stack (spills and local arrays), as the bundled cuobjdump tells them."""
-    import triton
+    from triton import knobs
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = _RESOURCES.search(text)
     if found is None:
