@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import struct
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -232,3 +233,8 @@ def _time_launches(prepared: Any) -> float:
         prepared.set_arg(1, i)
         prepared.launch(0)
     return (time.perf_counter() - start) / 200
+
+
+def test_the_launch_path_imports_no_triton(tmp_path: Path) -> None:
+    code = "import sys, tilewright.runtime.cuda_driver; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
