@@ -55,7 +55,10 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "phi3": _config("phi3", _LLAMA_LIKE, num_attention_heads=3, num_key_value_heads=3, sliding_window=WINDOW),
     "gpt2": _config("gpt2", _GPT),
     "gpt_neox": _config(
-        "gpt_neox", _SHARED, hidden_size=72, intermediate_size=100, num_attention_heads=3, rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 1 / 3}
+        "gpt_neox",
+        {**_SHARED, "hidden_size": 72, "intermediate_size": 100},
+        num_attention_heads=3,
+        rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 1 / 3},
     ),
     "gptj": _config("gptj", _GPT, rotary_dim=8, n_inner=100),
     "falcon_7b": _config("falcon", _FALCON, multi_query=True, parallel_attn=True, new_decoder_architecture=False, alibi=False, bias=False),
