@@ -1,0 +1,318 @@
+"""Matrix products with prologue and epilogue, as Triton text: y = epilogue(prologue(x) · Wᵀ), W [N, K], dequantized in registers where encoded.
+
+One token: CUDA cores, one program for a few rows of W. More: tensor cores, W streamed through a pipeline. Knows neither layers nor engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tilewright.codegen.emission import HEADER, Emission, KernelText
+from tilewright.codegen.evaluator import Evaluator, LoopedRow, even_odd, mask_text
+from tilewright.codegen.expressions import TRITON_DTYPES
+from tilewright.codegen.hoist import HoistingWriter
+from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
+from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
+from tilewright.codegen.source import template
+from tilewright.codegen.tiles import LinearTile, choose_linear, override
+from tilewright.ir.errors import CodegenError
+from tilewright.ir.manifest import Extent
+from tilewright.ir.types import ITEM_BYTES
+
+_VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
+_FEW_ROWS = 64  # rows whose logits are wanted are few, however many tokens a step has
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The anchor of a linear region, and what hangs on it."""
+
+    plan: KernelPlan
+    n: int
+    k: int
+    rows: str  # dim of the rows: T or S
+    x: int
+    weight: Parameter
+    scale: Parameter | None
+    bias: int | None
+    result: int
+    pairs: PlanOp | None  # `gated` over interleaved columns: its result has half the columns
+    after: frozenset[int]  # values that depend on the result, itself among them
+
+    @staticmethod
+    def of(plan: KernelPlan) -> Product:
+        anchor = plan.anchor_op
+        x, weight, bias = (*anchor.operands, None)[:3]
+        assert x is not None and weight is not None
+        if plan.producer(weight) is not None:
+            raise CodegenError(f"kernel {plan.label}", "the weight of its linear is computed in the region", "weights are inputs, packed beforehand")
+        parameter = plan.carrier(weight)
+        scale = plan.carrier(weight, "scale") if plan.type_of(weight).encoding else None
+        n, k = (int(d) for d in parameter.type.shape)
+        after = _dependents(plan, anchor.result)
+        pairs = [op for op in plan.ops if op.op == "gated" and len(op.operands) == 1 and op.operands[0] in after]
+        rows = anchor.types[0].shape[0]
+        if len(pairs) > 1 or not isinstance(rows, str) or anchor.types[0].rank != 2:
+            raise CodegenError(f"kernel {plan.label}", f"linear gives {anchor.types[0]}, with {len(pairs)} gated", "it must be [T, N] with at most one")
+        stray = [p.name for p in plan.outputs if p.value not in after]
+        if stray:
+            raise CodegenError(f"kernel {plan.label}", f"its output {stray[0]} does not depend on the product", "give it a region of its own")
+        return Product(plan, n, k, rows, x, parameter, scale, bias, anchor.result, pairs[0] if pairs else None, after)
+
+    @property
+    def halved(self) -> frozenset[int]:
+        """Values that have one column for each pair of columns of the product."""
+        return _dependents(self.plan, self.pairs.result) if self.pairs else frozenset()
+
+    @property
+    def tokens(self) -> int:
+        """The most rows that a step has; 0 if unknown."""
+        return min(self.plan.max_tokens, _FEW_ROWS) if self.rows == "S" else self.plan.max_tokens
+
+    @property
+    def is_plain(self) -> bool:
+        """x is read as it lies in memory: nothing is computed on the way."""
+        return all(op.op in _VIEWS for op in self.plan.cone(self.x)) and self.plan.type_of(self.x).dtype == self.dtype
+
+    @property
+    def dtype(self) -> str:
+        return self.plan.anchor_op.types[0].dtype
+
+
+def _dependents(plan: KernelPlan, value: int) -> frozenset[int]:
+    found = {value}
+    for op in plan.ops:
+        if found.intersection(v for v in op.operands if v is not None):
+            found.update(range(op.first, op.first + len(op.types)))
+    return frozenset(found)
+
+
+@template("linear", "triton")
+def emit_linear(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
+    """One kernel. config may set arch (90 by default), fields of LinearTile, and dependent_launch=1 (sm_90 and later)."""
+    product = Product.of(plan)
+    config = dict(plan.config)
+    weight_bytes = ITEM_BYTES[product.weight.type.dtype]
+    tile = choose_linear(product.tokens or 1 << 16, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
+    kernel = _Kernel(product, override(tile, config), bool(config.get("dependent_launch")), tuple(notes))
+    return Emission((kernel.emit(),))
+
+
+class StoredEvaluator(Evaluator):
+    """Gives tensors in the dtype that they are stored in: for values that are only looked up."""
+
+    def load(self, parameter: Parameter, at: At) -> str:
+        return self.writer.let("x", f"tl.load({self.address(parameter, at)})")
+
+
+class _Kernel:
+    """Emits one function; every product tile is [BLOCK_M, BLOCK_N], BLOCK_M = 1 for the matrix-vector product."""
+
+    def __init__(self, product: Product, tile: LinearTile, early: bool, notes: tuple[str, ...]) -> None:
+        self.product, self.tile, self.early = product, tile, early
+        self.parameters = tuple(p.name for p in product.plan.parameters) + (() if self.is_vector else (product.rows,))
+        self.constants = {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+        if not self.is_vector:
+            self.constants = {"BLOCK_M": tile.block_m, **self.constants, **({"GROUP_M": tile.group_m} if tile.group_m > 1 else {})}
+        self.w = HoistingWriter((*self.parameters, *self.constants, "m", "n", "k", "start", "acc", "program"))
+        reducer = LoopedRow(tile.block_m, tile.block_k)
+        self.e = Evaluator(product.plan, self.w, reducer, notes)
+        self.stored = StoredEvaluator(product.plan, self.w, reducer, notes)
+
+    @property
+    def is_vector(self) -> bool:
+        return self.tile.block_m == 1
+
+    def emit(self) -> KernelText:
+        plan, tile = self.product.plan, self.tile
+        (self._emit_vector if self.is_vector else self._emit_tiled)()
+        signature = ", ".join([*self.parameters, *(f"{name}: tl.constexpr" for name in self.constants)])
+        source = f"{HEADER}\n\n@triton.jit\ndef {plan.label}({signature}):\n{self.w.text}"
+        columns = -(-self.product.n // tile.block_n)
+        programs = Extent(columns) if self.is_vector else Extent(columns, self.product.rows, tile.block_m)
+        grid = (programs, Extent(), Extent())
+        return KernelText(plan.label, source, self.parameters, self.constants, tile.num_warps, tile.num_stages, grid, self.early)
+
+    # -- one token --------------------------------------------------------------------------------------------------------------
+    def _emit_vector(self) -> None:
+        w, k, tile = self.w, self.product.k, self.tile
+        w.line("program = tl.program_id(0)")
+        w.line("first_n = program * BLOCK_N")
+        column = self._columns()
+        self._locate_weight()
+        w.line("k = tl.arange(0, BLOCK_K)[None, :]")
+        w.line(f"ahead = {self._weight_tile('step', 'k')}")
+        self._wait()
+        self._hoist_rows(ZERO)
+        self._load_epilogue_early(ZERO, column)
+        w.line("acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)")
+        if k <= tile.block_k:
+            self._accumulate("ahead", self._at_k(ZERO))
+        else:
+            with w.block(f"for start in range(0, {k}, BLOCK_K):"):
+                w.line("w = ahead")
+                w.line("k = start + tl.arange(0, BLOCK_K)[None, :]")
+                w.line(f"ahead = {self._weight_tile('start + BLOCK_K + step', 'k + BLOCK_K')}")
+                self._accumulate("w", self._at_k(ZERO))
+        w.line("acc = tl.sum(acc, 1)[None, :]")
+        self._write_outputs(ZERO, column)
+
+    def _weight_tile(self, offset: str, k: str) -> str:
+        """The next tile of the weight; the one after the last is masked out whole."""
+        rows_end, last = self.product.n % self.tile.block_n, self.product.k <= self.tile.block_k
+        masks = ["n_row < " + str(self.product.n)] if rows_end else []
+        if not last or self.product.k % self.tile.block_k:
+            masks.append(f"{k} < {self.product.k}")
+        masked = f", mask={' & '.join(f'({m})' for m in masks)}, other=0" if masks else ""
+        return f'tl.load(rows + {offset}{masked}, eviction_policy="evict_first")'
+
+    def _accumulate(self, tile: str, at: At) -> None:
+        x = self.e.value(self.product.x, at)
+        self.w.line(f"acc += {tile}.to(tl.float32) * {x}" if self.product.weight.type.dtype != "f32" else f"acc += {tile} * {x}")
+
+    # -- many tokens ------------------------------------------------------------------------------------------------------------
+    def _emit_tiled(self) -> None:
+        w, product = self.w, self.product
+        self._deal_tiles()
+        row, column = self._rows(), self._columns()
+        self._locate_weight()
+        self._wait()
+        self._hoist_rows(row)
+        left = self.tile.weights_left
+        w.line(f"acc = tl.zeros([{'BLOCK_N, BLOCK_M' if left else 'BLOCK_M, BLOCK_N'}], tl.float32)")
+        with w.block(f"for start in range(0, {product.k}, BLOCK_K):"):
+            w.line("k = start + tl.arange(0, BLOCK_K)[None, :]")
+            at = self._at_k(row)
+            x = self._dot_operand(at)
+            weight = w.let("weight_tile", f"tl.load(rows + start + step{self._weight_mask(at)})")
+            if product.weight.type.dtype != product.dtype:
+                weight = f"{weight}.to({TRITON_DTYPES[product.dtype]})"
+            exact = ', input_precision="ieee"' if product.dtype == "f32" else ""
+            w.line(f"acc = tl.dot({weight}, tl.trans({x}), acc{exact})" if left else f"acc = tl.dot({x}, tl.trans({weight}), acc{exact})")
+        if left:
+            w.line("acc = tl.trans(acc)")
+        self._write_outputs(row, column)
+
+    def _deal_tiles(self) -> None:
+        """Which tile the program has: tokens fastest within a group of token tiles, so that a weight tile is read from memory once."""
+        w, columns = self.w, -(-self.product.n // self.tile.block_n)
+        w.line("program = tl.program_id(0)")
+        if self.product.tokens and self.product.tokens <= self.tile.block_m:
+            w.line("first_m = 0")
+            w.line("first_n = program * BLOCK_N")
+            return
+        if self.tile.group_m == 1:
+            w.line(f"tiles_m = tl.cdiv({self.product.rows}, BLOCK_M)")
+            w.line("first_m = program % tiles_m * BLOCK_M")
+            w.line("first_n = program // tiles_m * BLOCK_N")
+            return
+        w.line(f"tiles_m = tl.cdiv({self.product.rows}, BLOCK_M)")
+        w.line(f"group = program // (GROUP_M * {columns}) * GROUP_M")
+        w.line("group_size = tl.minimum(tiles_m - group, GROUP_M)")
+        w.line(f"place = program % (GROUP_M * {columns})")
+        w.line("first_m = (group + place % group_size) * BLOCK_M")
+        w.line("first_n = place // group_size * BLOCK_N")
+
+    def _rows(self) -> Index:
+        wide = ".to(tl.int64)" if self._needs_wide_rows() else ""
+        self.w.line(f"m = (first_m + tl.arange(0, BLOCK_M)[:, None]){wide}")
+        return Index("m", (self.w.let("m_inside", f"m < {self.product.rows}"),))
+
+    def _needs_wide_rows(self) -> bool:
+        plan = self.product.plan
+        widest = max(int(w) for p in plan.parameters if isinstance(w := width_of(p.type), int))
+        return (plan.max_tokens or 1 << 20) * widest >= 1 << 31
+
+    def _dot_operand(self, at: At) -> str:
+        if self.product.is_plain:
+            return self.stored.value(self.product.x, at)
+        x = self.e.value(self.product.x, at)
+        masks = [m for m in at.column.masks]
+        if masks:
+            x = f"tl.where({' & '.join(masks)}, {x}, 0.0)"
+        return self.w.let("x", x if self.product.dtype == "f32" else f"({x}).to({TRITON_DTYPES[self.product.dtype]})")
+
+    def _weight_mask(self, at: At) -> str:
+        masks = [f"n_row < {self.product.n}"] if self.product.n % self.tile.block_n else []
+        masks = [f"({m})" for m in masks] + list(at.column.masks)
+        return f", mask={' & '.join(masks)}, other=0" if masks else ""
+
+    # -- both -------------------------------------------------------------------------------------------------------------------
+    def _columns(self) -> Index:
+        w = self.w
+        w.line("n = first_n + tl.arange(0, BLOCK_N)[None, :]")
+        if self.product.n % self.tile.block_n == 0:
+            return Index("n")
+        w.line("n_row = first_n + tl.arange(0, BLOCK_N)[:, None]")
+        return Index("n", (w.let("n_inside", f"n < {self.product.n}"),))
+
+    def _locate_weight(self) -> None:
+        k = self.product.k
+        self.w.line(f"rows = {self.product.weight.name} + first_n.to(tl.int64) * {k}")
+        self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {k} + tl.arange(0, BLOCK_K)[None, :]")
+
+    def _at_k(self, row: Index) -> At:
+        k = self.product.k
+        return At(row, Index("k", () if k % self.tile.block_k == 0 else (self.w.let("k_inside", f"k < {k}"),)))
+
+    def _wait(self) -> None:
+        """Everything above it may run before the kernel before this one has ended."""
+        if self.early:
+            self.w.line("tl.extra.cuda.gdc_launch_dependents()")
+            self.w.line("tl.extra.cuda.gdc_wait()")
+
+    def _hoist_rows(self, row: Index) -> None:
+        """What the prologue needs once per row (norms) is computed before the loop over K."""
+        if not self.product.is_plain:
+            with self.w.hoisting("k_probe"):
+                self.e.value(self.product.x, At(row, Index("k_probe")))
+
+    def _load_epilogue_early(self, row: Index, column: Index) -> None:
+        """Operands of the epilogue are on their way while the weight streams."""
+        places = self._places(row, column)
+        for op in self.product.plan.ops:
+            if op.result not in self.product.after or op is self.product.plan.anchor_op or op.op == "gated":
+                continue
+            at = places[op.result in self.product.halved]
+            for value in (v for v in op.operands if v is not None and v not in self.product.after):
+                self.e.value(value, broadcast_at(self.product.plan.type_of(value), op.types[0], at))
+
+    def _places(self, row: Index, column: Index) -> tuple[At, At]:
+        """Where this program's columns of the product lie, and those of its pairs."""
+        whole = At(row, column)
+        if self.product.pairs is None:
+            return whole, whole
+        half = self.w.let("pair", "first_n // 2 + tl.arange(0, BLOCK_N // 2)[None, :]")
+        masks = (self.w.let("pair_inside", f"{half} < {self.product.n // 2}"),) if column.masks else ()
+        return whole, At(row, Index(half, masks))
+
+    def _write_outputs(self, row: Index, column: Index) -> None:
+        whole, half = self._places(row, column)
+        self._finish_product(whole)
+        if self.product.pairs is not None:
+            self._split_pairs(self.product.pairs, whole, half)
+        for output in self.product.plan.outputs:
+            is_half = output.value in self.product.halved
+            at = half if is_half else whole
+            if width_of(output.type) != self.product.n // (2 if is_half else 1):
+                raise CodegenError(f"kernel {self.product.plan.label}", f"writes {output.name} {output.type} from a product of {self.product.n} columns")
+            tile = self.e.value(output.value, at)
+            mask = mask_text(at)
+            self.w.line(f"tl.store({self.e.address(output, at, is_load=False)}, {tile}{f', mask={mask}' if mask else ''})")
+
+    def _finish_product(self, at: At) -> None:
+        text = "acc"
+        if self.product.scale is not None:
+            text += f" * {self.e.load(self.product.scale, At(ZERO, at.column))}"
+        if self.product.bias is not None:
+            text += f" + {self.e.value(self.product.bias, At(ZERO, at.column))}"
+        self.e.provide(self.product.result, at, self.w.let("product", text) if text != "acc" else text)
+
+    def _split_pairs(self, gated: PlanOp, whole: At, half: At) -> None:
+        both = gated.operands[0]
+        assert both is not None
+        tile = self.e.value(both, whole)
+        self.w.line(f"gate, up = tl.split(tl.reshape({tile}, [{'1' if self.is_vector else 'BLOCK_M'}, BLOCK_N // 2, 2]))")
+        for place, name in zip(even_odd(half), ("gate", "up")):
+            self.e.provide(both, place, name)

@@ -1,0 +1,93 @@
+"""Runs the kernels that a template emits for part of a graph on Triton's interpreter, beside the reference interpreter on the whole graph."""
+
+from dataclasses import dataclass
+
+import torch
+
+import tilewright.ir.ops  # noqa: F401
+from tilewright.codegen.plan import make_plan
+from tilewright.codegen.source import emit
+from tilewright.ir.interpreter import evaluate_constant, interpret
+from tilewright.ir.manifest import Limits
+from tilewright.ir.parser import parse_graph
+from tilewright.ir.reference import TORCH_DTYPES, QuantizedTensor
+from tilewright.ir.regions import Regime, Region
+from tilewright.runtime.triton_interpreter import launch, load_kernel
+
+LIMITS = Limits(max_batch_size=4, max_input_len=48, max_output_len=16, max_tokens=64, page_size=16)
+
+
+class RandomWeights:
+    """Normal numbers by name, scaled so that products stay near one."""
+
+    def __init__(self, graph, seed):
+        self.graph, self.seed = graph, seed
+
+    def load(self, name):
+        type_ = self.graph.params[name].type
+        generator = torch.Generator().manual_seed(self.seed * 1000 + len(name) + sum(map(ord, name)))
+        scale = 1.0 if type_.rank == 1 or "emb" in name else float(type_.shape[-1]) ** -0.5
+        return (torch.randn(type_.shape, generator=generator) * scale).to(TORCH_DTYPES[type_.dtype])
+
+
+@dataclass
+class Case:
+    graph: object
+    region: Region
+    weights: RandomWeights
+    inputs: dict
+    values: dict  # value -> tensor of the reference
+
+
+def make_case(text, anchor, template, inputs, *, seed=0, batch=None):
+    """The region of the anchor is all run-time ops but embeddings (they make its inputs); its outputs are the graph's."""
+    graph = parse_graph(text)
+    ops = tuple(op for op in graph.ops if not op.is_const and op.name != "embedding" and op.name != "write_kv")
+    made = {v for op in ops for v in op.results}
+    reads = tuple(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
+    chosen = next(op for op in ops if op.name == anchor)
+    region = Region(f"layers.0.{anchor}_part", template, ops, chosen, reads, tuple(v for v in graph.outputs if v in made), "")
+    values = {}
+    interpret(graph, inputs, RandomWeights(graph, seed), batch=batch, observe=values.__setitem__)
+    return Case(graph, region, RandomWeights(graph, seed), inputs, values)
+
+
+def emit_case(case, regime: Regime, limits=LIMITS, **config):
+    plan, binding = make_plan(case.region, regime, limits, "sm_90", tuple(sorted(config.items())))
+    return plan, binding, emit(plan)
+
+
+def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, checked=True, **config):
+    """Launches every kernel of the emission and returns output tensors by graph value name. extra: step tensors and pages by name."""
+    plan, binding, emission = emit_case(case, regime, limits, **config)
+    arguments = {p.name: _tensor(case, p, arg, dims, extra or {}) for p, arg in zip(plan.parameters, binding)}
+    for space in emission.workspaces:
+        shape = [dims[d] if isinstance(d, str) else d for d in space.shape]
+        arguments[space.name] = torch.full(shape, float("nan"), dtype=TORCH_DTYPES[space.dtype])
+    for kernel in emission.kernels:
+        loaded = load_kernel(kernel.source, kernel.entry, kernel.entry)
+        args = [arguments.get(name, dims.get(name)) for name in kernel.parameters]
+        grid = tuple(extent(dims) for extent in kernel.grid)
+        launch(loaded, grid, args, dict(kernel.constants), checked=checked)
+    return {arg.name: arguments[p.name] for p, arg in zip(plan.parameters, binding) if p.role == "out"}
+
+
+def _tensor(case, parameter, arg, dims, extra):
+    if arg.name in extra or arg.kind in extra:
+        return extra.get(arg.name, extra.get(arg.kind))
+    if parameter.role == "out":
+        shape = [dims[d] if isinstance(d, str) else d for d in parameter.type.shape]
+        return torch.full(shape, float("nan"), dtype=TORCH_DTYPES[parameter.type.dtype])
+    if parameter.role == "step":
+        return case.inputs[arg.name]
+    if parameter.role == "buffer":
+        return case.values[case.graph.value(arg.name)].contiguous()
+    constant = evaluate_constant(case.graph.value(arg.name.removesuffix(".scale")), case.weights)
+    if isinstance(constant, QuantizedTensor):
+        return constant.scale if parameter.role == "scale" else constant.data
+    return constant.contiguous()
+
+
+def relative_error(actual, expected):
+    wide = expected.double()
+    return float((actual.double() - wide).norm() / wide.norm().clamp_min(1e-9))
