@@ -77,20 +77,23 @@ def describe(source: str, args: Sequence[Any], names: Sequence[str], constants: 
     return Kernel(f"{entry}_1", "triton", f"kernels/{entry}_1.py", entry, tuple(zip(names, types)), dict(constants), **options)
 
 
-def prepare(kernel: Kernel, source: str, grid: tuple[int, int, int], args: Sequence[Any]) -> PreparedLaunch:
+def load(kernel: Kernel, source: str) -> tuple[Module, int]:
     major, minor = torch.cuda.get_device_capability()
     compiled = compile_kernel(kernel, source, f"sm_{major}{minor}")
-    binary = compiled.binary
+    return Module(compiled.cubin, compiled.binary.symbol, compiled.binary.shared_bytes), compiled.binary.num_warps
+
+
+def prepare(kernel: Kernel, loaded: tuple[Module, int], grid: tuple[int, int, int], args: Sequence[Any]) -> PreparedLaunch:
+    module, num_warps = loaded
     addresses = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
-    types = [type_name for _, type_name in kernel.parameters]
-    return Module(compiled.cubin, binary.symbol, binary.shared_bytes).prepare(grid, binary.num_warps, addresses, types, kernel.dependent_launch)
+    return module.prepare(grid, num_warps, addresses, [type_name for _, type_name in kernel.parameters], kernel.dependent_launch)
 
 
 def run_both(source: str, names: str, constants: dict[str, int], grid: tuple[int, int, int], args: list[Any], **options: Any) -> tuple[list, list]:
     """The same kernel on the GPU and in the interpreter; the tensors after each."""
     kernel = describe(source, args, names.split(), constants, **options)
     on_gpu = [a.cuda() if isinstance(a, torch.Tensor) else a for a in args]
-    prepare(kernel, source, grid, on_gpu).launch(torch.cuda.current_stream().cuda_stream)
+    prepare(kernel, load(kernel, source), grid, on_gpu).launch(torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
     launch(load_kernel(source, kernel.name, kernel.entry), grid, args, kernel.constants)
     return [a.cpu() for a in on_gpu if isinstance(a, torch.Tensor)], [a for a in args if isinstance(a, torch.Tensor)]
@@ -139,7 +142,8 @@ def make_chain(length: int, n: int, *, dependent: bool) -> tuple[list[PreparedLa
     kernel = describe(STEP, [buffers[0], buffers[1], n], ["x_ptr", "y_ptr", "n"], {"BLOCK": 1024}, dependent_launch=dependent)
     grid = (-(-n // 1024), 1, 1)
     route = [(0 if i == 0 else 1 + (i + 1) % 2, 1 + i % 2) for i in range(length)]
-    return [prepare(kernel, STEP, grid, [buffers[source], buffers[target], n]) for source, target in route], buffers
+    step = load(kernel, STEP)
+    return [prepare(kernel, step, grid, [buffers[source], buffers[target], n]) for source, target in route], buffers
 
 
 @pytest.mark.parametrize("dependent", [False, True])
