@@ -128,7 +128,7 @@ def make_plan(
     region: Region, regime: Regime, limits: Limits, target: str, config: tuple[tuple[str, int], ...] = ()
 ) -> tuple[KernelPlan, tuple[Arg, ...]]:
     """The plan of a region and what each of its parameters is bound to. target: cpu gives torch, anything else Triton."""
-    maker = _PlanMaker(region, limits.page_size)
+    maker = _PlanMaker(region, limits)
     language: Language = "torch" if target == "cpu" else "triton"
     tiled = language == "triton" and region.template != "rows"
     plan = KernelPlan(
@@ -150,8 +150,8 @@ def short_label(region_name: str) -> str:
 class _PlanMaker:
     """Numbers a region's values and names its parameters, in order of first use."""
 
-    def __init__(self, region: Region, page_size: int) -> None:
-        self.region, self.page_size = region, page_size
+    def __init__(self, region: Region, limits: Limits) -> None:
+        self.region, self.page_size, self.max_pages = region, limits.page_size, limits.max_pages_per_sequence
         self.inputs: list[Value] = []
         self.parameters: list[Parameter] = []
         self.binding: list[Arg] = []
@@ -226,7 +226,8 @@ class _PlanMaker:
 
     def _add_step(self, name: str) -> None:
         if name not in self._names:
-            dtype, shape = STEP_FIELDS[name]
+            dtype, symbols = STEP_FIELDS[name]
+            shape = tuple(self.max_pages if d == "P" else d for d in symbols)
             self._add(name, "step", TensorType(dtype, shape), -1, Arg("step", name))
 
     def _add_pages(self, op: Op, kv: Value) -> None:
