@@ -1,0 +1,187 @@
+"""The face of a loaded engine: prompts in, text out, in batches, as a stream, or request by request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+
+from tilewright.ir.errors import RequestError
+from tilewright.runtime.async_driver import AsyncDriver
+from tilewright.runtime.engine import Engine
+from tilewright.runtime.engine_core import EngineCore
+from tilewright.runtime.progress import track
+from tilewright.runtime.request_output import RequestOutput
+from tilewright.runtime.runner import Runner
+from tilewright.runtime.sampling_params import SamplingParams
+from tilewright.runtime.tokenizer import Prompt, encode, is_one_prompt, load_tokenizer
+
+
+class LLM:
+    """Loads an engine directory. Raises EngineError for one that is damaged or does not fit this machine.
+
+    max_cache_tokens bounds the page pool; None takes what the engine's limits can use, or what memory allows. device is "cuda",
+    "cuda:1" or "cpu" (a GPU engine then runs in Triton's interpreter); None follows the engine's target.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        max_cache_tokens: int | None = None,
+        device: str | torch.device | None = None,
+        verify: bool = True,
+        use_progress: bool = False,
+    ) -> None:
+        self.engine = Engine.load(directory, device, verify=verify, use_progress=use_progress)
+        self.manifest = self.engine.manifest
+        self.runner = Runner(self.engine, max_cache_tokens)
+        self.core = EngineCore(self.manifest, self.runner, lookahead=1 if self.runner.uses_graphs else 0)
+        self._num_requests = 0
+        self._async: AsyncDriver | None = None
+        self._kept: list[RequestOutput] = []  # outputs of added requests that came while `generate` was stepping
+
+    @cached_property
+    def tokenizer(self) -> Any | None:
+        """The engine's transformers tokenizer, or None."""
+        return load_tokenizer(self.engine.directory)
+
+    @overload
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: Literal[False] = False,
+        use_progress: bool = True,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: Literal[True],
+        use_progress: bool = True,
+    ) -> Iterator[RequestOutput]: ...
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: bool = False,
+        use_progress: bool = True,
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        """prompts: text, token ids or chat messages, or a list of such. Returns one result per prompt, in order.
+
+        With `stream`, an iterator of outputs as tokens come; `request_id` ends in the prompt's index. Raises RequestError before anything
+        runs if any of the requests cannot be served.
+        """
+        items = [prompts] if is_one_prompt(prompts) else list(prompts)
+        ids = self._add_all(items, _one_each(sampling_params, len(items)), stream=stream)
+        return self._stream(ids) if stream else self._collect(ids, use_progress=use_progress)
+
+    async def generate_async(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+    ) -> AsyncIterator[RequestOutput]:
+        """Outputs for one prompt as tokens come; any number may run at once. Leaving the iterator early aborts the request."""
+        request_id = request_id or self._next_id()
+        self._async = self._async or AsyncDriver(self.core)
+        token_ids = self._encode(prompt, f"request {request_id}")
+        outputs = self._async.stream(request_id, token_ids, sampling_params or SamplingParams())
+        try:
+            async for output in outputs:
+                yield output
+        finally:
+            await outputs.aclose()
+
+    def add_request(self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None) -> str:
+        """Queues one request for `step`; returns its id. Raises RequestError."""
+        request_id = request_id or self._next_id()
+        token_ids = self._encode(prompt, f"request {request_id}")
+        self.core.add_request(request_id, token_ids, sampling_params or SamplingParams(), stream=True)
+        return request_id
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step; returns what the requests that went on have so far."""
+        kept, self._kept = self._kept, []
+        return kept + self.core.step()
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request; the next step returns its output so far, with finish_reason "abort"."""
+        self.core.abort(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._kept) or self.core.has_work
+
+    def _add_all(self, prompts: list[Any], params: Sequence[SamplingParams], *, stream: bool) -> list[str]:
+        ids = [f"{self._next_id()}-{index}" for index in range(len(prompts))]
+        encoded = [self._encode(prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
+        added: list[str] = []
+        try:
+            for request_id, tokens, param in zip(ids, encoded, params):
+                self.core.add_request(request_id, tokens, param, stream=stream)
+                added.append(request_id)
+        except RequestError:
+            self._drop(added)
+            raise
+        return ids
+
+    def _collect(self, ids: list[str], *, use_progress: bool) -> list[RequestOutput]:
+        results: dict[str, RequestOutput] = {}
+        try:
+            with track("generating", len(ids), shown=use_progress and len(ids) > 1) as advance:
+                while len(results) < len(ids):
+                    ended = self._step_for(set(ids))
+                    results |= {output.request_id: output for output in ended}
+                    advance(len(ended))
+        finally:
+            self._drop([request_id for request_id in ids if request_id not in results])
+        return [results[request_id] for request_id in ids]
+
+    def _stream(self, ids: list[str]) -> Iterator[RequestOutput]:
+        left = set(ids)
+        try:
+            while left:
+                for output in self._step_for(set(ids)):
+                    if output.finished:
+                        left.discard(output.request_id)
+                    yield output
+        finally:
+            self._drop(sorted(left))
+
+    def _step_for(self, ids: set[str]) -> list[RequestOutput]:
+        """Outputs of these requests; those of others are kept for `step`."""
+        mine = []
+        for output in self.core.step():
+            (mine if output.request_id in ids else self._kept).append(output)
+        return mine
+
+    def _drop(self, ids: list[str]) -> None:
+        """Forgets requests whose outputs nobody will read."""
+        for request_id in ids:
+            self.core.drop(request_id)
+
+    def _encode(self, prompt: Any, where: str) -> list[int]:
+        self.core.tokenizer = self.tokenizer
+        return encode(prompt, self.tokenizer, where)
+
+    def _next_id(self) -> str:
+        self._num_requests += 1
+        return f"r{self._num_requests}"
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    if params is None:
+        return [SamplingParams()] * count
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError("generate", f"{count} prompts and {len(params)} sampling parameters", "pass one for all, or one for each")
+    return params

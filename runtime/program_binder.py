@@ -1,0 +1,91 @@
+"""Turns the launches of a program into calls with resolved arguments: arena views, weights, step tensors, cache, sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from tilewright.ir.errors import EngineError
+from tilewright.ir.manifest import Arg, Buffer, Launch, Program
+from tilewright.runtime.backend import Argument, BoundLaunch
+from tilewright.runtime.dtypes import TORCH_DTYPES
+from tilewright.runtime.engine import Engine
+from tilewright.runtime.step import StepDims
+
+
+@dataclass(frozen=True, slots=True)
+class BoundProgram:
+    """A program for steps of `dims`, ready to run again and again."""
+
+    program: Program
+    launches: list[BoundLaunch]
+    logits: torch.Tensor  # f32[S, vocab], a view of the arena
+    step: dict[str, torch.Tensor]  # step tensors, by field
+
+    def run(self, stream: int) -> None:
+        for launch in self.launches:
+            launch.run(stream)
+
+    def resize(self, dims: StepDims) -> bool:
+        """Makes the launches serve another size; False where they must be bound anew. `logits` and `step` stay as they were."""
+        sizes = dims.as_dict()
+        for bound, launch in zip(self.launches, self.program.launches):
+            ints = {index: sizes[arg.name] for index, arg in enumerate(launch.args) if arg.kind == "dim"}
+            if not bound.resize(grid_of(launch, sizes), ints):
+                return False
+        return True
+
+
+def grid_of(launch: Launch, sizes: dict[str, int]) -> tuple[int, int, int]:
+    x, y, z = launch.grid
+    return x(sizes), y(sizes), z(sizes)
+
+
+class ProgramBinder:
+    """Holds the one arena that all programs share: only one step runs at a time."""
+
+    def __init__(self, engine: Engine, kv: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self._engine, self._kv = engine, kv
+        size = max(program.arena_bytes for program in engine.manifest.programs)
+        self._arena = torch.empty(size, dtype=torch.uint8, device=engine.backend.device)
+        self._pages = engine.manifest.limits.max_pages_per_sequence
+
+    def rebind(self, bound: BoundProgram, dims: StepDims, step: dict[str, torch.Tensor]) -> BoundProgram:
+        """The same program for another size, its launches reused where that is possible."""
+        if not bound.resize(dims):
+            return self.bind(bound.program, dims, step)
+        program = bound.program
+        logits = next(buffer for buffer in program.buffers if buffer.name == program.logits)
+        return BoundProgram(program, bound.launches, self._view_buffer(program, logits, dims), step)
+
+    def bind(self, program: Program, dims: StepDims, step: dict[str, torch.Tensor]) -> BoundProgram:
+        """Buffers are narrowed to dims; `step` holds the step tensors at that size."""
+        buffers = {buffer.name: self._view_buffer(program, buffer, dims) for buffer in program.buffers}
+        sizes = dims.as_dict()
+        launches = []
+        for launch in program.launches:
+            args = [self._resolve(arg, buffers, step, sizes) for arg in launch.args]
+            launches.append(self._engine.kernels[launch.kernel].bind(grid_of(launch, sizes), args))
+        return BoundProgram(program, launches, buffers[program.logits], step)
+
+    def _view_buffer(self, program: Program, buffer: Buffer, dims: StepDims) -> torch.Tensor:
+        dtype = TORCH_DTYPES[buffer.dtype]
+        shape = tuple(dims.of(d, self._pages) for d in buffer.shape)
+        end = buffer.offset + prod(shape) * dtype.itemsize
+        if end > len(self._arena):
+            problem = f"buffer {buffer.name} ends at byte {end}, the arena has {len(self._arena)}"
+            raise EngineError(f"program {program.name}", problem, "rebuild the engine")
+        return self._arena[buffer.offset : end].view(dtype).view(shape)
+
+    def _resolve(self, arg: Arg, buffers: dict[str, torch.Tensor], step: dict[str, torch.Tensor], sizes: dict[str, int]) -> Argument:
+        if arg.kind == "buffer":
+            return buffers[arg.name]
+        if arg.kind == "weight":
+            return self._engine.weights[arg.name]
+        if arg.kind == "step":
+            return step[arg.name]
+        if arg.kind == "dim":
+            return sizes[arg.name]
+        return self._kv[int(arg.name)][0 if arg.kind == "k_cache" else 1]

@@ -1,0 +1,218 @@
+"""Samples one token per row of logits on their device, each row by its own request's parameters. Knows neither steps nor pages.
+
+Only torch ops of fixed shape, so that it can be captured in a CUDA graph. Order and meaning of the parameters are vLLM's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tilewright.runtime.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_IDS, SamplingParams
+
+# Columns of `SampleRows.params`.
+PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens")
+NO_FILTER = 2.0  # a top_p that no sum of probabilities reaches
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePlan:
+    """Which parts of the sampler a batch needs; each part costs launches, so the parts that no row asks for are left out."""
+
+    draws: bool = False  # some row is not greedy
+    filters: bool = False  # some row has top_k or top_p
+    penalties: bool = False  # some row has a penalty
+    biases: bool = False  # some row has logit_bias or min_tokens
+    logprobs: bool = False  # some row reports them
+
+    @staticmethod
+    def of(params: SamplingParams) -> SamplePlan:
+        return SamplePlan(
+            draws=not params.is_greedy,
+            filters=params.has_filters,
+            penalties=params.has_penalties,
+            biases=bool(params.logit_bias) or params.min_tokens > 0,
+            logprobs=params.logprobs is not None,
+        )
+
+    @property
+    def bits(self) -> int:
+        return self.draws | self.filters << 1 | self.penalties << 2 | self.biases << 3 | self.logprobs << 4
+
+    @staticmethod
+    def from_bits(bits: int) -> SamplePlan:
+        """The inverse of `bits`; the union of plans is the bitwise or of theirs."""
+        return SamplePlan(*(bool(bits >> i & 1) for i in range(5)))
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRows:
+    """What the sampler reads per row, on the device."""
+
+    slots: torch.Tensor  # i32[S] row of the per-request tables
+    num_outputs: torch.Tensor  # i32[S] tokens generated so far
+    params: torch.Tensor  # f32[S, len(PARAMS)]
+    uniform: torch.Tensor  # f64[S] in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Tokens of a step and, where asked for, their log-probabilities before any penalty, bias or temperature."""
+
+    tokens: torch.Tensor  # i32[S]
+    logprob: torch.Tensor | None = None  # f32[S] of the token
+    rank: torch.Tensor | None = None  # i32[S], 1 for the most probable token
+    top_logprobs: torch.Tensor | None = None  # f32[S, MAX_LOGPROBS]
+    top_ids: torch.Tensor | None = None  # i32[S, MAX_LOGPROBS]
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [t for t in (self.tokens, self.logprob, self.rank, self.top_logprobs, self.top_ids) if t is not None]
+
+
+def param_row(params: SamplingParams) -> list[float]:
+    """One row of `SampleRows.params`; a filter that is off gets a value that removes nothing."""
+    row = {name: float(getattr(params, name)) for name in PARAMS}
+    row["temperature"] = 0.0 if params.is_greedy else params.temperature
+    row["top_k"] = float(max(params.top_k, 0))
+    row["top_p"] = NO_FILTER if params.top_p >= 1 else params.top_p
+    return [row[name] for name in PARAMS]
+
+
+class Sampler:
+    """Holds what must stay on the device between steps, by slot; slot num_slots is for rows whose result nobody reads."""
+
+    def __init__(self, vocab_size: int, num_slots: int, device: torch.device) -> None:
+        self.vocab_size, self.num_slots, self.device = vocab_size, num_slots, device
+        self.last_token = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
+        self._history: _History | None = None  # allocated for the first request with penalties
+        self._biases: _Biases | None = None  # allocated for the first request with biases
+
+    def prepare(self, plan: SamplePlan) -> None:
+        """Allocates the tables that the plan reads, outside of any capture."""
+        if plan.penalties and self._history is None:
+            self._history = _History(self.vocab_size, self.num_slots, self.device)
+        if plan.biases and self._biases is None:
+            self._biases = _Biases(self.num_slots, self.device)
+
+    def assign(self, slot: int, params: SamplingParams, prompt: list[int], output: list[int], stop_ids: frozenset[int]) -> None:
+        """Fills the slot's tables for a request that starts or comes back; `output` is what it has generated."""
+        plan = SamplePlan.of(params)
+        self.prepare(plan)
+        if plan.penalties and self._history is not None:
+            self._history.assign(slot, prompt, output)
+        if self._biases is not None:
+            self._biases.assign(slot, params, stop_ids)
+
+    def sample(self, logits: torch.Tensor, rows: SampleRows, plan: SamplePlan) -> Sampled:
+        """logits: f32[S, vocab], left as they are. Also writes each token to `last_token` of its slot."""
+        raw = logits
+        if plan.biases and self._biases is not None:
+            logits = self._biases.apply(logits, rows)
+        if plan.penalties and self._history is not None:
+            logits = self._history.penalize(logits, rows)
+        tokens = logits.argmax(dim=-1)
+        if plan.draws:
+            temperature = rows.params[:, 0]
+            tokens = torch.where(temperature == 0, tokens, draw(logits, rows, filters=plan.filters))
+        self.last_token[rows.slots] = tokens.to(torch.int32)
+        if plan.penalties and self._history is not None:
+            self._history.count(rows.slots, tokens)
+        return report(raw, tokens) if plan.logprobs else Sampled(tokens.to(torch.int32))
+
+
+def draw(logits: torch.Tensor, rows: SampleRows, *, filters: bool) -> torch.Tensor:
+    """tokens: i64[S], the first whose cumulative probability exceeds rows.uniform, after temperature, min_p, top_k, top_p."""
+    temperature, min_p = rows.params[:, 0:1], rows.params[:, 3:4]
+    scaled = logits / torch.where(temperature == 0, 1.0, temperature)
+    scaled = scaled.masked_fill(scaled < scaled.amax(dim=-1, keepdim=True) + min_p.log(), -torch.inf)
+    if filters:
+        threshold = filter_threshold(scaled, rows.params[:, 1:2], rows.params[:, 2:3])
+        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    target = rows.uniform[:, None] * cumulative[:, -1:]
+    return (cumulative <= target).sum(dim=-1).clamp_max(logits.shape[-1] - 1)
+
+
+def filter_threshold(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """f32[S, 1]: the least logit that top_k: f32[S, 1] (0: all), then top_p: f32[S, 1], keep of scaled: f32[S, vocab]. Ties are kept."""
+    ordered = scaled.sort(dim=-1, descending=True).values
+    last = torch.where(top_k <= 0, scaled.shape[-1], top_k).clamp_max(scaled.shape[-1]).long() - 1
+    kth = ordered.gather(-1, last)
+    probabilities = ordered.masked_fill(ordered < kth, -torch.inf).softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    num_kept = (before < top_p).sum(dim=-1, keepdim=True).clamp_min(1)
+    return torch.maximum(kth, ordered.gather(-1, num_kept - 1))
+
+
+def report(logits: torch.Tensor, tokens: torch.Tensor) -> Sampled:
+    """Log-probabilities of tokens: i64[S] and of the MAX_LOGPROBS most probable ones under logits: f32[S, vocab]."""
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, tokens[:, None])
+    rank = (logprobs > chosen).sum(dim=-1) + 1
+    top = logprobs.topk(min(MAX_LOGPROBS, logits.shape[-1]), dim=-1)
+    return Sampled(tokens.to(torch.int32), chosen[:, 0], rank.to(torch.int32), top.values, top.indices.to(torch.int32))
+
+
+class _History:
+    """Which tokens each slot's request has seen and made, for the penalties."""
+
+    def __init__(self, vocab_size: int, num_slots: int, device: torch.device) -> None:
+        self._in_prompt = torch.zeros(num_slots + 1, vocab_size, dtype=torch.bool, device=device)
+        self._counts = torch.zeros(num_slots + 1, vocab_size, dtype=torch.int32, device=device)
+
+    def assign(self, slot: int, prompt: list[int], output: list[int]) -> None:
+        self._in_prompt[slot] = False
+        self._in_prompt[slot].index_fill_(0, _send(sorted(set(prompt)), self._counts.device), True)
+        self._counts[slot] = 0
+        if output:
+            tokens = _send(output, self._counts.device)
+            self._counts[slot].scatter_add_(0, tokens, torch.ones_like(tokens, dtype=torch.int32))
+
+    def penalize(self, logits: torch.Tensor, rows: SampleRows) -> torch.Tensor:
+        repetition, presence, frequency = rows.params[:, 4:5], rows.params[:, 5:6], rows.params[:, 6:7]
+        counts = self._counts.index_select(0, rows.slots)
+        made = counts > 0
+        seen = self._in_prompt.index_select(0, rows.slots) | made
+        logits = torch.where(seen, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
+        return logits - frequency * counts - presence * made
+
+    def count(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        places = slots.long() * self._counts.shape[1] + tokens
+        self._counts.view(-1).scatter_add_(0, places, torch.ones_like(places, dtype=torch.int32))
+
+
+class _Biases:
+    """Sparse additions to the logits: logit_bias always, -inf on stop ids until min_tokens are made."""
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self._ids = torch.zeros(num_slots + 1, MAX_LOGIT_BIAS, dtype=torch.int64, device=device)
+        self._values = torch.zeros(num_slots + 1, MAX_LOGIT_BIAS, device=device)
+        self._stop_ids = torch.zeros(num_slots + 1, 2 * MAX_STOP_IDS, dtype=torch.int64, device=device)
+        self._stop_values = torch.zeros(num_slots + 1, 2 * MAX_STOP_IDS, device=device)
+
+    def assign(self, slot: int, params: SamplingParams, stop_ids: frozenset[int]) -> None:
+        _fill_row(self._ids[slot], list(params.logit_bias))
+        _fill_row(self._values[slot], list(params.logit_bias.values()))
+        banned = sorted(stop_ids) if params.min_tokens else []
+        _fill_row(self._stop_ids[slot], banned)
+        _fill_row(self._stop_values[slot], [-torch.inf] * len(banned))
+
+    def apply(self, logits: torch.Tensor, rows: SampleRows) -> torch.Tensor:
+        logits = logits.scatter_add(1, self._ids.index_select(0, rows.slots), self._values.index_select(0, rows.slots))
+        early = (rows.num_outputs < rows.params[:, 7])[:, None]
+        bans = torch.where(early, self._stop_values.index_select(0, rows.slots), 0.0)
+        return logits.scatter_add_(1, self._stop_ids.index_select(0, rows.slots), bans)
+
+
+def _fill_row(row: torch.Tensor, values: list) -> None:
+    """values, then zeros, which add nothing to token 0."""
+    row.zero_()
+    if values:
+        row[: len(values)] = _send(values, row.device, row.dtype)
+
+
+def _send(values: list, device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """To the device without waiting for it."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
