@@ -77,14 +77,17 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A grid size: `count * ceil(dim / per)`, or `count` where dim is None."""
+    """A grid size: `count * (ceil(dim / per) + plus)`, or `count` where dim is None."""
 
     count: int = 1
     dim: str | None = None  # T, S or B
     per: int = 1
+    plus: str | None = None  # B where every sequence may end in a partial tile
 
     def __call__(self, dims: dict[str, int]) -> int:
-        return self.count if self.dim is None else self.count * -(-dims[self.dim] // self.per)
+        if self.dim is None:
+            return self.count
+        return self.count * (-(-dims[self.dim] // self.per) + (dims[self.plus] if self.plus else 0))
 
 
 @dataclass(frozen=True, slots=True)
