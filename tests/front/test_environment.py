@@ -1,0 +1,33 @@
+"""The table of environment switches."""
+
+from dataclasses import fields
+
+import pytest
+from tilewright.environment import SWITCHES, Environment, SwitchError, read_environment
+
+
+def test_nothing_set_gives_the_defaults():
+    assert read_environment({"HOME": "/root"}) == Environment()
+
+
+def test_each_switch_is_read_into_its_type():
+    found = read_environment({"TILEWRIGHT_INSPECT": "2", "TILEWRIGHT_OPT_LIMIT": "17", "TILEWRIGHT_VERIFY": "numeric", "TILEWRIGHT_PASSES": "-fuse-qkv"})
+    assert found == Environment(inspect=2, opt_limit=17, verify="numeric", passes="-fuse-qkv")
+
+
+def test_the_table_and_the_fields_agree():
+    assert [f.name for f in fields(Environment)] == list(SWITCHES)
+
+
+@pytest.mark.parametrize(
+    "variable, text, said",
+    [
+        ("TILEWRIGHT_INSPEKT", "1", "TILEWRIGHT_INSPEKT: is no switch; did you mean 'TILEWRIGHT_INSPECT'?"),
+        ("TILEWRIGHT_INSPECT", "7", "TILEWRIGHT_INSPECT: is '7'; set it to 0, 1 or 2"),
+        ("TILEWRIGHT_OPT_LIMIT", "-3", "TILEWRIGHT_OPT_LIMIT: is '-3'; set it to a number"),
+    ],
+)
+def test_a_wrong_switch_is_refused_by_name(variable, text, said):
+    with pytest.raises(SwitchError) as caught:
+        read_environment({variable: text})
+    assert str(caught.value) == said

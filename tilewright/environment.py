@@ -1,0 +1,76 @@
+"""The environment switches, all of them, as one typed table. Everything else travels as arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tilewright.ir.errors import TilewrightError
+from tilewright.ir.opdef import suggest
+
+PREFIX = "TILEWRIGHT_"
+
+
+class SwitchError(TilewrightError):
+    """A TILEWRIGHT_ variable that means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the variables say. A field is `TILEWRIGHT_` and its name in capitals; SWITCHES has what each means."""
+
+    inspect: int = 1
+    verify: str = "each"
+    passes: str = ""
+    opt_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    parse: Callable[[str], Any]  # raises ValueError
+    takes: str
+    meaning: str
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _count(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError(text)
+    return int(text)
+
+
+SWITCHES: dict[str, Switch] = {
+    "inspect": Switch(
+        lambda text: int(_one_of("0", "1", "2")(text)), "0, 1 or 2", "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes and events, 2 also PTX"
+    ),
+    "verify": Switch(_one_of("end", "each", "numeric"), "end, each or numeric", "verify after the last pass, after each, or each and its numbers too"),
+    "passes": Switch(str, "-PASS,+PASS", "leave passes out of every pipeline, or append some"),
+    "opt_limit": Switch(_count, "a number", "stop rewriting after that many events"),
+}
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """Raises SwitchError for a TILEWRIGHT_ variable that is unknown or has a value it cannot have."""
+    variables = os.environ if variables is None else variables
+    found: dict[str, Any] = {}
+    for variable, text in variables.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in SWITCHES:
+            raise SwitchError(variable, "is no switch", suggest(variable, [PREFIX + f.name.upper() for f in fields(Environment)]))
+        try:
+            found[name] = SWITCHES[name].parse(text)
+        except ValueError as error:
+            raise SwitchError(variable, f"is {text!r}", f"set it to {SWITCHES[name].takes}") from error
+    return Environment(**found)
