@@ -6,6 +6,7 @@ Knows the graph only in `make_plan`; holds no code.
 from __future__ import annotations
 
 import hashlib
+import keyword
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def short_label(region_name: str) -> str:
     """`layers.0.self_attn.qkv` -> `qkv`: the last word that is no number, as an identifier."""
     words = [w for w in region_name.split(".") if w and not w.isdigit()] or ["region"]
     label = re.sub(r"\W", "_", words[-1])
-    return label if not label[0].isdigit() else f"_{label}"
+    return f"{label}_" if keyword.iskeyword(label) or label in ("tl", "triton", "torch") else label if not label[0].isdigit() else f"_{label}"
 
 
 class _PlanMaker:
@@ -202,6 +203,8 @@ class _PlanMaker:
                 break
             position, op = user.operands.index(op.result), user
         word = op.definition.operands[min(position, len(op.definition.operands) - 1)]
+        if value.is_const and op.name == "gather_rows":
+            return "table"
         return f"{op.name}_{word}" if value.is_const and op is not self.region.anchor else word
 
     def _add_ops(self) -> None:
