@@ -15,7 +15,9 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-import tilewright.ir.ops  # noqa: F401  # declares the ops
+import tilewright.frontend.aten_layout
+import tilewright.frontend.aten_math
+import tilewright.ir.ops  # noqa: F401  # these three are imported for what they register
 from tilewright.frontend.aten_table import RULES, Pieces, Shape, Traced, call_name, imports, reshaped, strip
 from tilewright.frontend.capture import MAX_TOKENS, Capture
 from tilewright.frontend.normalize import changes_shape_only, module_path, source_line

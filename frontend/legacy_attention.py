@@ -154,11 +154,8 @@ def _replace(capture: Capture, found: WrittenAttention, meaning: MaskMeaning) ->
     graph, out = capture.program.graph, found.output
     layer = module_path(out)
     with graph.inserting_before(out):
-        v = _uncast(found.v, found.v)
-        q, k = _uncast(found.q, found.v), _uncast(found.k, found.v)
-        if found.k_is_turned:
-            k = insert_call(graph, out, ATEN.transpose.int, k, -2, -1)
-        q, k, v = (_tokens_first(capture, out, x) for x in (q, narrow_heads(graph, out, _uncast(k, found.v)), narrow_heads(graph, out, v)))
+        q, k = (_in_cache_dtype(capture, x, found) for x in (found.q, _turn_back(capture, found)))
+        q, k, v = (_tokens_first(capture, out, x) for x in (q, narrow_heads(graph, out, k), narrow_heads(graph, out, found.v)))
         slopes = _slopes_constant(capture, out, layer, meaning)
         result = insert_call(
             graph, out, torch.ops.tilewright.attention.default, q, k, v, layer, found.scale, meaning.window, None, None, slopes
@@ -167,6 +164,23 @@ def _replace(capture: Capture, found: WrittenAttention, meaning: MaskMeaning) ->
         result = insert_call(graph, out, ATEN.reshape.default, result, list(out.meta["val"].shape))
     out.replace_all_uses_with(result)
     graph.erase_node(out)
+
+
+def _turn_back(capture: Capture, found: WrittenAttention) -> Node:
+    """k with tokens before elements: the operand of the transpose that made kᵀ, where that is how it was made."""
+    k = _uncast(found.k, found.v)
+    if not found.k_is_turned:
+        return k
+    last = k.meta["val"].dim() - 1
+    if k.target is ATEN.transpose.int and {int(a) % (last + 1) for a in k.args[1:]} == {last, last - 1}:  # type: ignore[arg-type]  # axis numbers
+        return _node(k.args[0])
+    return insert_call(capture.program.graph, found.output, ATEN.transpose.int, k, -2, -1)
+
+
+def _in_cache_dtype(capture: Capture, x: Node, found: WrittenAttention) -> Node:
+    """q and k in the dtype of v, which is the cache's: what transformers stores there too."""
+    x, dtype = _uncast(x, found.v), found.v.meta["val"].dtype
+    return x if x.meta["val"].dtype == dtype else insert_call(capture.program.graph, found.output, ATEN._to_copy.default, x, dtype=dtype)
 
 
 def _uncast(x: Node, like: Node) -> Node:
