@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from tilewright.ir.errors import EngineError
+from tilewright.runtime.triton_language import enter_language, make_argument
 from tilewright.runtime.triton_memory import Memory
 from tilewright.runtime.triton_rewrite import rewrite_module
-from tilewright.runtime.triton_tiles import BUILDER, enter_language, make_argument
+from tilewright.runtime.triton_tiles import BUILDER
 
 _LAUNCHING = threading.RLock()  # one launch at a time: the builder holds the running program
 

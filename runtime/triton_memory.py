@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from tilewright.ir.errors import EngineError
 
 Array = Any  # np.ndarray of any dtype; NumPy's own generics say less than they cost

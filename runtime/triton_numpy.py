@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from triton._C.libtriton import ir
+
 from tilewright.runtime.triton_elements import BF16, F8E4M3, F8E5M2, F16, F32, F64, I1, I8, I16, I32, I64, Block, Element, Handle, Pointer
 from tilewright.runtime.triton_memory import Array, Memory
-from triton._C.libtriton import ir
 
 
 def _unsigned(data: Array) -> Array:
@@ -151,10 +152,10 @@ class NumpyBuilder:
 
     def create_masked_load(self, pointer: Handle, mask: Handle, other: Handle | None, *hints: Any) -> Handle:
         element, memory = pointer.element.element, self.memory
-        active = np.broadcast_to(mask.data, pointer.data.shape)
+        pointers, active = np.broadcast_arrays(pointer.data, mask.data)
         if active.all():
-            return self.create_load(pointer)
-        data = element.decode(memory.load(pointer.data, active, element.memory, pointer.home))
+            return self.create_load(Handle(pointers, pointer.element, pointer.home))
+        data = element.decode(memory.load(pointers, active, element.memory, pointer.home))
         if other is not None:
             return Handle(np.where(active, data, other.data), element)
         return Handle(np.where(active, data, _poison(element) if memory.checked else element.compute.type(0)), element)
@@ -177,7 +178,7 @@ class NumpyBuilder:
         def change(old: Array, new: Array, lane: Array) -> Array:
             return element.encode(combine(element.decode(old), element.decode(new)))
 
-        return self._update(pointer, value, np.broadcast_to(mask.data, pointer.data.shape), change)
+        return self._update(pointer, value, mask.data, change)
 
     def create_atomic_cas(self, pointer: Handle, compare: Handle, value: Handle, *order: Any) -> Handle:
         element = pointer.element.element
@@ -187,10 +188,9 @@ class NumpyBuilder:
 
     def _update(self, pointer: Handle, value: Handle, mask: Array, change: Callable[[Array, Array, Array], Array]) -> Handle:
         element = pointer.element.element
-        active = np.asarray(mask)
-        raw = np.broadcast_to(np.asarray(element.encode(np.asarray(value.data))), active.shape)
+        pointers, raw, active = np.broadcast_arrays(pointer.data, element.encode(np.asarray(value.data)), mask)
         old = np.zeros(active.shape, element.memory)
-        old[active] = self.memory.update(np.asarray(pointer.data)[active], raw[active], pointer.home, change)
+        old[active] = self.memory.update(pointers[active], raw[active], pointer.home, change)
         return Handle(element.decode(old), element)
 
     def create_addptr(self, pointer: Handle, offset: Handle) -> Handle:
@@ -249,7 +249,7 @@ class NumpyBuilder:
         return Handle(np.concatenate([left.data, right.data]), left.element)
 
     def create_join(self, left: Handle, right: Handle) -> Handle:
-        return Handle(np.stack([left.data, right.data], axis=-1), left.element)
+        return Handle(np.stack(np.broadcast_arrays(left.data, right.data), axis=-1), left.element)
 
     def create_split(self, source: Handle) -> tuple[Handle, Handle]:
         return Handle(source.data[..., 0], source.element), Handle(source.data[..., 1], source.element)

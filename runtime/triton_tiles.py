@@ -1,51 +1,54 @@
-"""Triton's language on NumPy tiles: Triton's own type rules and library, over the builder of triton_numpy, without touching Triton's state.
+"""Tiles: Triton's tensors over NumPy data, with Triton's own type rules. Knows neither kernels nor the library.
 
-A kernel sees namespaces that mirror `triton.language`: builtins bound to our semantic object, library functions rewritten.
+The rules are those of TritonSemantic; the paths that every kernel takes again and again are answered here from caches.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import types
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+import functools
+import math
 from typing import Any
 
 import numpy as np
-import torch
 import triton.language as tl
-from tilewright.runtime.triton_elements import Handle
-from tilewright.runtime.triton_memory import Array, Memory
-from tilewright.runtime.triton_numpy import NumpyBuilder
-from tilewright.runtime.triton_rewrite import AND, NOT, OR, TILE, TRUTH, rewrite_library
 from triton.language import core
 from triton.language.semantic import TritonSemantic
-from triton.runtime.jit import JITFunction
 
-BUILDER = NumpyBuilder()
-_SHAPES: dict[tuple[int, ...], tuple[Any, Any]] = {}  # shape -> what tl.tensor says of it; making these is most of a tile's cost
-_ASSEMBLY: dict[str, Callable[..., Any]] = {}
-_DTYPES = {
-    torch.bool: tl.int1, torch.int8: tl.int8, torch.uint8: tl.uint8, torch.int16: tl.int16, torch.int32: tl.int32, torch.int64: tl.int64,
-    torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64,
-    torch.float8_e4m3fn: tl.float8e4nv, torch.float8_e5m2: tl.float8e5,
-}  # fmt: skip
+from tilewright.runtime.triton_elements import Handle
+from tilewright.runtime.triton_memory import Array
+from tilewright.runtime.triton_numpy import NumpyBuilder
+
+Dims = tuple[int, ...]
+_SHAPES: dict[Dims, tuple[Any, Any]] = {}  # dims -> `shape` and `numel` of a tensor with them
+_BLOCKS: dict[tuple[int, Dims], Any] = {}  # id of the scalar type (kept alive by the value), dims -> block type
 
 
 class Tile(tl.tensor):
-    """A `tl.tensor` whose handle holds NumPy data and whose operators need no compiler."""
+    """A `tl.tensor` whose handle holds NumPy data and whose operators need no compiler.
+
+    The data may have dims of 1 where `dims` is larger (only in operands of an operation that broadcasts).
+    """
 
     def __init__(self, handle: Any, type: Any) -> None:
         self.handle, self.type, self.dtype = handle, type, type.scalar
-        shape = tuple(type.shape) if type.is_block() else ()
-        if shape not in _SHAPES:
-            _SHAPES[shape] = core.tuple([core.constexpr(size) for size in shape]), core.constexpr(int(np.prod(shape, dtype=np.int64)))
-        self.shape, self.numel = _SHAPES[shape]
+        self.dims: Dims = tuple(type.shape) if type.is_block() else ()
+        if self.dims not in _SHAPES:
+            _SHAPES[self.dims] = core.tuple([core.constexpr(size) for size in self.dims]), core.constexpr(math.prod(self.dims))
+        self.shape, self.numel = _SHAPES[self.dims]
+
+    def __getitem__(self, index: Any) -> Tile:
+        """New axes only, as in Triton: `x[:, None]`."""
+        result = self
+        for axis, part in enumerate(index if isinstance(index, tuple) else (index,)):
+            if part is None:
+                result = SEMANTIC.expand_dims(result, axis)
+            elif part != slice(None):
+                raise ValueError(f"unsupported tensor index: {part}")
+        return result
 
     @property
     def T(self) -> Tile:
-        return LANGUAGE.trans(self)
+        return SEMANTIC.permute(self, (1, 0))
 
     def __repr__(self) -> str:
         return f"{self.type}: {self.handle.data if self.handle else None}"
@@ -53,264 +56,94 @@ class Tile(tl.tensor):
     __str__ = __repr__
 
 
-class _Semantic(TritonSemantic):
+class _Block(tl.block_type):
+    """A block type made once for its scalar type and dims."""
+
+    def with_element_ty(self, scalar_ty: Any) -> Any:
+        return _make_type(scalar_ty, tuple(self.shape))
+
+
+def make_tile(data: Array, dtype: Any) -> Tile:
+    return Tile(Handle(data, dtype.to_ir(BUILDER)), _make_type(dtype, np.shape(data)))
+
+
+def _make_type(dtype: Any, dims: Dims) -> Any:
+    if not dims:
+        return dtype
+    key = id(dtype), dims
+    if key not in _BLOCKS:
+        _BLOCKS[key] = _Block(dtype, list(dims))
+    return _BLOCKS[key]
+
+
+@functools.cache
+def _join(left: Dims, right: Dims) -> Dims:
+    """The shape that both broadcast to."""
+    rank = max(len(left), len(right))
+    pairs = list(zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right))
+    for axis, (a, b) in enumerate(pairs):
+        if a != b and 1 not in (a, b):
+            raise ValueError(f"Cannot make_shape_compatible: incompatible dimensions at index {axis}: {a} and {b}")
+    return tuple(max(pair) for pair in pairs)
+
+
+class Semantic(TritonSemantic):
+    """Each override gives what the base class gives; it only gets there sooner."""
+
     tensor = Tile
 
-
-SEMANTIC: Any = _Semantic(BUILDER)  # Any: Triton's annotations do not hold together
-
-
-def model_assembly(asm: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a NumPy model of an inline assembly text: raw bits of one dtype per operand in, raw bits (or a tuple of them) out."""
-
-    def register(model: Callable[..., Any]) -> Callable[..., Any]:
-        _ASSEMBLY[asm] = model
-        return model
-
-    return register
-
-
-def make_argument(memory: Memory, name: str, value: torch.Tensor | int | float) -> Tile:
-    """What a kernel receives for a run-time argument: a pointer, i32 or i64, or f32."""
-    if isinstance(value, torch.Tensor):
-        home = memory.add(name, value)
-        kind = tl.pointer_type(_DTYPES[value.dtype])
-        return Tile(Handle(np.int64(home.address), kind.to_ir(BUILDER), home), kind)
-    return SEMANTIC.to_tensor(value)
-
-
-def _make_tile(data: Array, dtype: Any) -> Tile:
-    kind = tl.block_type(dtype, list(data.shape)) if np.ndim(data) else dtype
-    return Tile(Handle(data, dtype.to_ir(BUILDER)), kind)
-
-
-# Reductions and scans: Triton compiles the combine function into a region, here it is called on whole slices.
-
-
-def _reduce(input: Any, axis: Any, combine_fn: Callable[..., Any], keep_dims: Any = False, **compiler: Any) -> Any:
-    if isinstance(input, Tile):
-        return _reduce((input,), axis, combine_fn, keep_dims)[0]
-    rank, axis = len(input[0].shape), core._unwrap_if_constexpr(axis)
-    tiles = [_front(tile, axis) for tile in input]
-    results = _fold(tiles, combine_fn)
-    if core._unwrap_if_constexpr(keep_dims):
-        axes = tuple(range(rank)) if axis is None else axis % rank
-        return tuple(_make_tile(np.expand_dims(r.handle.data, axes), r.dtype) for r in results)
-    return tuple(results)
-
-
-def _front(tile: Tile, axis: int | None) -> Tile:
-    data = tile.handle.data
-    return _make_tile(data.reshape(-1) if axis is None else np.moveaxis(data, axis, 0), tile.dtype)
-
-
-def _fold(tiles: list[Tile], combine_fn: Callable[..., Any]) -> list[Tile]:
-    """Reduces axis 0: neighbours are combined, halving the axis each time, so that an associative function is enough."""
-    first = tiles[0]
-    at_once = _AT_ONCE.get(combine_fn) if len(tiles) == 1 and first.handle.element.round is None and not first.dtype.is_int_unsigned() else None
-    if at_once is not None:
-        return [_make_tile(at_once(first.handle.data, axis=0, dtype=first.handle.data.dtype), first.dtype)]
-    while len(tiles[0].handle.data) > 1:
-        even, odd = ([_make_tile(tile.handle.data[start::2], tile.dtype) for tile in tiles] for start in (0, 1))
-        combined = combine_fn(*even, *odd)
-        tiles = [combined] if isinstance(combined, Tile) else list(combined)
-    return [_make_tile(tile.handle.data[0], tile.dtype) for tile in tiles]
-
-
-def _scan(input: Any, axis: Any, combine_fn: Callable[..., Any], reverse: Any = False, **compiler: Any) -> Any:
-    if isinstance(input, Tile):
-        return _scan((input,), axis, combine_fn, reverse)[0]
-    axis, step = core._unwrap_if_constexpr(axis), -1 if core._unwrap_if_constexpr(reverse) else 1
-    columns = [np.moveaxis(tile.handle.data, axis, 0)[::step] for tile in input]
-    dtypes = [tile.dtype for tile in input]
-    rows: list[list[Tile]] = []
-    for index in range(len(columns[0])):
-        row = [_make_tile(np.asarray(column[index]), dtype) for column, dtype in zip(columns, dtypes)]
-        combined = combine_fn(*rows[-1], *row) if rows else row
-        rows.append([combined] if isinstance(combined, Tile) else list(combined))
-    results = [np.stack([row[i].handle.data for row in rows])[::step] for i in range(len(input))]
-    return tuple(_make_tile(np.moveaxis(result, 0, axis), dtype) for result, dtype in zip(results, dtypes))
-
-
-def _reduce_with_indices(input: Tile, axis: Any, combine_fn: Callable[..., Any], keep_dims: Any = False, **compiler: Any) -> Any:
-    axis = core._unwrap_if_constexpr(axis)
-    shape = input.handle.data.shape
-    along = np.arange(shape[axis], dtype=np.int32).reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
-    return _reduce((input, _make_tile(np.broadcast_to(along, shape), tl.int32)), axis, combine_fn, keep_dims)
-
-
-# Control flow and Python builtins, as Triton's compiler reads them.
-
-
-def _range(start: Any, stop: Any = None, step: Any = 1, **hints: Any) -> Iterator[Tile]:
-    """Run-time loop: the index is a tile of the bounds' integer type, as in compiled code."""
-    if stop is None:
-        start, stop = 0, start
-    bounds: list[Any] = [SEMANTIC.to_tensor(core._unwrap_if_constexpr(bound)) for bound in (start, stop, step)]
-    dtype = tl.int64 if any(bound.dtype.int_bitwidth == 64 for bound in bounds) else tl.int32
-    for index in range(*(int(bound.handle.data) for bound in bounds)):
-        yield SEMANTIC.scalar_constant(index, dtype)
-
-
-def _static_range(start: Any, stop: Any = None, step: Any = 1, **hints: Any) -> range:
-    start, stop, step = (core._unwrap_if_constexpr(bound) for bound in (start, stop, step))
-    return range(start) if stop is None else range(start, stop, step)
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, Tile):
-        return bool(core._unwrap_if_constexpr(value))
-    if np.ndim(value.handle.data):
-        raise TypeError(f"a test of a tile of shape {value.handle.data.shape}: only scalars have a truth value")
-    return bool(value.handle.data)
-
-
-def _and(left: Any, right: Callable[[], Any]) -> Any:
-    return left.logical_and(right()) if isinstance(left, Tile) else left and right()
-
-
-def _or(left: Any, right: Callable[[], Any]) -> Any:
-    return left.logical_or(right()) if isinstance(left, Tile) else left or right()
-
-
-def _not(value: Any) -> Any:
-    return SEMANTIC.not_(value) if isinstance(value, Tile) else not value
-
-
-def _pick(of_tiles: str, of_numbers: Callable[..., Any]) -> Callable[..., Any]:
-    """`min` and `max`: Python's on numbers, Triton's elementwise ones on tiles."""
-
-    def choose(*operands: Any) -> Any:
-        if not any(isinstance(operand, Tile) for operand in operands):
-            return of_numbers(*operands)
-        result = operands[0]
-        for operand in operands[1:]:
-            result = getattr(LANGUAGE, of_tiles)(result, operand)
-        return result
-
-    return choose
-
-
-def _static_assert(condition: Any, message: str = "", **compiler: Any) -> None:
-    if not core._unwrap_if_constexpr(condition):
-        raise AssertionError(f"static_assert: {message}")
-
-
-def _run_assembly(asm: Any, constraints: Any, args: Any, dtype: Any, is_pure: Any = True, pack: Any = 1, **compiler: Any) -> Any:
-    asm = core._unwrap_if_constexpr(asm)
-    if asm not in _ASSEMBLY:
-        raise NotImplementedError(f"no NumPy model of the inline assembly {asm!r}; register one with model_assembly")
-    handles = [SEMANTIC.to_tensor(arg).handle for arg in args]
-    raw = np.broadcast_arrays(*(handle.element.encode(np.asarray(handle.data)) for handle in handles))
-    results = _ASSEMBLY[asm](*raw)
-    if not isinstance(dtype, (tuple, core.tuple)):
-        return _make_tile(dtype.to_ir(BUILDER).decode(results), dtype)
-    return tuple(_make_tile(one.to_ir(BUILDER).decode(result), one) for result, one in zip(results, dtype))
-
-
-def _do_nothing(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-def _keep_first(value: Any, *args: Any, **kwargs: Any) -> Any:
-    return value
-
-
-_REPLACED: dict[str, Any] = {
-    "reduce": _reduce, "associative_scan": _scan, "_reduce_with_indices": _reduce_with_indices,
-    "range": _range, "static_range": _static_range, "static_assert": _static_assert, "static_print": print,
-    "multiple_of": _keep_first, "max_contiguous": _keep_first, "max_constancy": _keep_first, "inline_asm_elementwise": _run_assembly,
-    "gdc_wait": _do_nothing, "gdc_launch_dependents": _do_nothing, "debug_barrier": _do_nothing,
-}  # fmt: skip
-_HOOKS: dict[str, Any] = {TILE: lambda value: SEMANTIC.to_tensor(value, False), TRUTH: _truth, AND: _and, OR: _or, NOT: _not}
-_LIBDEVICE: dict[str, Callable[..., Array]] = {
-    **{name: getattr(np, name) for name in ("tanh", "exp", "exp2", "log", "log2", "log1p", "expm1", "sqrt", "sin", "cos", "floor", "ceil", "rint")},
-    "abs": np.abs, "pow": np.power, "rsqrt": lambda x: np.reciprocal(np.sqrt(x)), "fast_expf": np.exp, "fast_tanhf": np.tanh,
-    "erf": lambda x: torch.special.erf(torch.from_numpy(np.array(x))).numpy(),
-}  # fmt: skip
-
-
-# Namespaces that mirror Triton's modules.
-
-
-def _bind(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A builtin of Triton with our semantic object for the compiler's."""
-    function = getattr(function, "__wrapped__", function)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        kwargs["_semantic"] = SEMANTIC
-        result = function(*args, **kwargs)
-        if type(result) is tl.tensor:  # some builtins name the class themselves
-            result.__class__ = Tile
-        return result
-
-    return call
-
-
-def _mirror(module: types.ModuleType) -> SimpleNamespace:
-    """The module as kernels see it; its jit functions are rewritten from their source."""
-    if module.__name__ in _MIRRORS:
-        return _MIRRORS[module.__name__]
-    mirror = _MIRRORS[module.__name__] = SimpleNamespace()
-    names = mirror.__dict__
-    if module.__name__.endswith("libdevice"):
-        names.update({name: _make_libdevice(name) for name, value in vars(module).items() if callable(value)})
-        return mirror
-    own = [value for value in vars(module).values() if isinstance(value, JITFunction) and value.__module__ == module.__name__]
-    names.update({name: translate(name, value) for name, value in vars(module).items() if value not in own})
-    if own:
-        code = compile(rewrite_library(inspect.getsource(module), str(module.__file__)), str(module.__file__), "exec")
-        scope = {**vars(module), **names, **_HOOKS}
-        exec(code, scope)
-        names.update({function.__name__: scope[function.__name__] for function in own})
-        scope.update(names)
-    return mirror
-
-
-def _make_libdevice(name: str) -> Callable[..., Tile]:
-    def call(*operands: Any) -> Tile:
-        if name not in _LIBDEVICE:
-            raise NotImplementedError(f"the interpreter has no libdevice.{name}")
-        tiles = [SEMANTIC.to_tensor(operand) for operand in operands]
-        dtype = tiles[0].dtype
-        data = _LIBDEVICE[name](*(tile.handle.data for tile in tiles))
-        return _make_tile(np.asarray(data, dtype=tiles[0].handle.element.compute), dtype)
-
-    return call
-
-
-def translate(name: str, value: Any) -> Any:
-    """What a kernel should find under a global `name` that Triton's compiler would read as `value`."""
-    if name in _REPLACED:
-        return _REPLACED[name]
-    if isinstance(value, types.ModuleType):
-        return _mirror(value) if value.__name__.startswith("triton.language") else value
-    if isinstance(value, JITFunction):
-        return getattr(_mirror(importlib.import_module(value.__module__)), value.__name__)
-    return _bind(value) if inspect.isfunction(value) and core.is_builtin(value) else value
-
-
-def enter_language(scope: dict[str, Any]) -> None:
-    """Makes the globals of an executed kernel module, its jit functions already rewritten, see tiles."""
-    scope.update({name: translate(name, value) for name, value in scope.items() if not name.startswith("__")})
-    scope.update(_HOOKS, range=_range, min=_pick("minimum", min), max=_pick("maximum", max))
-
-
-def _equip_tile() -> None:
-    for name, member in inspect.getmembers(tl.tensor):
-        if isinstance(member, JITFunction):
-            setattr(Tile, name, translate(name, member))
-        elif core.is_builtin(member):
-            setattr(Tile, name, _REPLACED.get(name) or _bind(member))
-
-
-_MIRRORS: dict[str, SimpleNamespace] = {}
-LANGUAGE = _mirror(tl)
-LANGUAGE.extra = SimpleNamespace(**{name: _mirror(importlib.import_module(f"triton.language.extra.{name}")) for name in ("cuda", "libdevice")})
-_MIRRORS["triton.language.extra"] = LANGUAGE.extra
-_AT_ONCE: dict[Any, Callable[..., Array]] = {
-    LANGUAGE.standard._sum_combine: np.add.reduce,
-    LANGUAGE.standard._elementwise_max: np.fmax.reduce,
-    LANGUAGE.standard._elementwise_min: np.fmin.reduce,
-}  # fmt: skip
-_equip_tile()
+    def __init__(self, builder: Any) -> None:
+        super().__init__(builder)
+        self.constants: dict[tuple[str, str, bool], Tile | None] = {}  # literal, type of the tile beside it, division -> its tile
+
+    def to_tensor(self, x: Any, check_type: bool = True) -> Any:
+        return x if isinstance(x, Tile) else super().to_tensor(x, check_type)
+
+    def cast(self, input: Any, dst_ty: Any, fp_downcast_rounding: Any = None) -> Any:
+        return input if dst_ty is input.dtype else super().cast(input, dst_ty, fp_downcast_rounding)
+
+    def expand_dims(self, input: Any, axis: int) -> Any:
+        dims = (*input.dims[: axis % (len(input.dims) + 1)], 1, *input.dims[axis % (len(input.dims) + 1) :])
+        handle = input.handle
+        return Tile(Handle(np.reshape(handle.data, dims), handle.element, handle.home), _make_type(input.dtype, dims))
+
+    def broadcast_impl_value(self, lhs: Any, rhs: Any) -> Any:
+        if lhs.dims == rhs.dims:
+            return lhs, rhs
+        dims = _join(lhs.dims, rhs.dims)
+        widened = (tile if tile.dims == dims else Tile(tile.handle, _make_type(tile.dtype, dims)) for tile in (lhs, rhs))
+        return tuple(widened)
+
+    def binary_op_type_checking_impl(
+        self,
+        lhs: Any,
+        rhs: Any,
+        allow_lhs_ptr: bool = False,
+        allow_rhs_ptr: bool = False,
+        arithmetic_check: bool = True,
+        div_or_mod: bool = False,
+    ) -> Any:
+        if isinstance(lhs, Tile) and isinstance(rhs, Tile):
+            same = lhs.dtype is rhs.dtype and not lhs.dtype.is_ptr()
+            if same and not (div_or_mod and lhs.dtype.primitive_bitwidth < 32):
+                return self.broadcast_impl_value(lhs, rhs)
+        elif arithmetic_check and isinstance(lhs, Tile) and (literal := self._resolve(rhs, lhs.dtype, div_or_mod)):
+            return self.broadcast_impl_value(lhs, literal)
+        elif arithmetic_check and isinstance(rhs, Tile) and (literal := self._resolve(lhs, rhs.dtype, div_or_mod)):
+            return self.broadcast_impl_value(literal, rhs)
+        return super().binary_op_type_checking_impl(lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+
+    def _resolve(self, literal: Any, dtype: Any, div_or_mod: bool) -> Tile | None:
+        """The tile of a Python number beside a tile of `dtype`; None where the number changes the type of the result."""
+        if type(literal) not in (int, float, bool) or dtype.is_ptr():
+            return None
+        key = repr(literal), dtype.name, div_or_mod
+        if key not in self.constants:
+            like = self.scalar_constant(1, dtype)
+            _, constant = super().binary_op_type_checking_impl(like, literal, div_or_mod=div_or_mod)
+            self.constants[key] = constant if constant.dtype == dtype else None
+        return self.constants[key]
+
+
+BUILDER = NumpyBuilder()
+SEMANTIC: Any = Semantic(BUILDER)  # Any: Triton's annotations do not hold together

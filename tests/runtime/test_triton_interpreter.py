@@ -153,6 +153,8 @@ REDUCTIONS = {
     "x.sum(1, keep_dims=True).reshape(4)": lambda x: x.sum(1),
     "tl.reduce(x, 1, product)": lambda x: x.prod(1),
     "tl.sum(tl.sigmoid(x) + tl.exp2(x) + tl.math.rsqrt(x * x + 1), axis=1)": lambda x: (x.sigmoid() + x.exp2() + (x * x + 1).rsqrt()).sum(1),
+    "tl.sum(x.T * 2, axis=0)": lambda x: 2 * x.sum(1),
+    "tl.sum(tl.broadcast(x, tl.sum(x, 1)[:, None])[1], 1)": lambda x: 16 * x.sum(1),
     "tl.sum(tl.interleave(x, x), axis=1)": lambda x: 2 * x.sum(1),
     "tl.sum(tl.reshape(x, (4, 2, 8)), axis=2).sum(1)": lambda x: x.sum(1),
     "tl.sum(tl.extra.cuda.libdevice.tanh(x), axis=1)": lambda x: x.tanh().sum(1),
