@@ -6,8 +6,10 @@ from collections.abc import Sequence as ReadableSequence
 from typing import Protocol
 
 REPLACEMENT = "\ufffd"  # what tokenizers decode unfinished UTF-8 to
-CONTEXT = 6  # tokens before the text that are decoded with it: spaces and subwords depend on their neighbours
-MOST_UNREAD = 64  # tokens after which bytes that form no character are given up on
+CONTEXT = 6  # prompt tokens that are decoded with the text: spaces and subwords depend on their neighbours
+MOST_CONTEXT = 12  # the same, where fewer begin within a character
+MOST_STUCK = 64  # tokens without new text after which bytes that form no character are given up on
+LONGEST_CHARACTER = 4  # bytes in UTF-8, so as many tokens at most
 
 
 class Tokenizer(Protocol):
@@ -15,28 +17,46 @@ class Tokenizer(Protocol):
 
 
 class Detokenizer:
-    """The text after a prompt. Text is held back while it may be half a character."""
+    """The text after a prompt. Text is held back while it may be half a character.
+
+    A window of tokens is decoded with and without the unread ones; it begins at a character, because tokenizers that fall back to bytes
+    give up a whole run of them when one character of it is cut.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt: ReadableSequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._window = list(prompt[-CONTEXT:])  # context, then tokens read, then tokens unread
+        self._window = self._choose_context(prompt)  # context, then unread tokens
         self._read = len(self._window)
         self._num_sent = 0  # characters of the unread tokens that are out already
+        self._num_stuck = 0  # tokens since text last came
 
     def feed(self, tokens: ReadableSequence[int]) -> str:
-        """The text that these tokens settle."""
+        """The text that these tokens settle; the same in all, however they are split."""
+        bulk = max(0, len(tokens) - LONGEST_CHARACTER)
+        text = self._feed_together(tokens[:bulk]) if bulk else ""
+        return text + "".join(self._feed_together([token]) for token in tokens[bulk:])
+
+    def _feed_together(self, tokens: ReadableSequence[int]) -> str:
         self._window += tokens
         before = self._decode(self._window[: self._read])
         fresh = self._decode(self._window)[len(before) :]
         settled = fresh.rstrip(REPLACEMENT)
-        if settled == fresh or len(self._window) - self._read >= MOST_UNREAD:
-            text = fresh[self._num_sent :]
-            self._window = self._window[-CONTEXT:]
-            self._read, self._num_sent = len(self._window), 0
+        self._num_stuck = 0 if len(settled) > self._num_sent else self._num_stuck + len(tokens)
+        if settled != fresh and self._num_stuck < MOST_STUCK:
+            text = settled[self._num_sent :]
+            self._num_sent += len(text)
             return text
-        text = settled[self._num_sent :]
-        self._num_sent += len(text)
+        text = fresh[self._num_sent :]
+        self._window = self._window[self._read :]
+        self._read, self._num_sent, self._num_stuck = len(self._window), 0, 0
         return text
+
+    def _choose_context(self, prompt: ReadableSequence[int]) -> list[int]:
+        for length in range(CONTEXT, MOST_CONTEXT):
+            context = list(prompt[-length:])
+            if REPLACEMENT not in self._decode(context):
+                return context
+        return list(prompt[-CONTEXT:])
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)

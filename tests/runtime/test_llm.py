@@ -100,8 +100,7 @@ def test_async_requests_share_steps_and_can_be_left(toy):
 
 
 def test_aborted_requests_end_with_what_they_have(toy):
-    directory, weights = toy
-    llm = LLM(directory)
+    llm = LLM(toy[0])
     prompt = make_prompts(6, 1)[0]
     request = llm.add_request(prompt, SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))
     outputs = []
