@@ -20,7 +20,7 @@ from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
 
-_VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
+VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
 _FEW_ROWS = 64  # rows whose logits are wanted are few, however many tokens a step has
 
 
@@ -54,7 +54,8 @@ class Product:
         pairs = [op for op in plan.ops if op.op == "gated" and len(op.operands) == 1 and op.operands[0] in after]
         rows = anchor.types[0].shape[0]
         if len(pairs) > 1 or not isinstance(rows, str) or anchor.types[0].rank != 2:
-            raise CodegenError(f"kernel {plan.label}", f"linear gives {anchor.types[0]}, with {len(pairs)} gated", "it must be [T, N] with at most one")
+            problem = f"linear gives {anchor.types[0]}, with {len(pairs)} gated"
+            raise CodegenError(f"kernel {plan.label}", problem, "it must be [T, N] with at most one")
         stray = [p.name for p in plan.outputs if p.value not in after]
         if stray:
             raise CodegenError(f"kernel {plan.label}", f"its output {stray[0]} does not depend on the product", "give it a region of its own")
@@ -73,7 +74,7 @@ class Product:
     @property
     def is_plain(self) -> bool:
         """x is read as it lies in memory: nothing is computed on the way."""
-        return all(op.op in _VIEWS for op in self.plan.cone(self.x)) and self.plan.type_of(self.x).dtype == self.dtype
+        return all(op.op in VIEWS for op in self.plan.cone(self.x)) and self.plan.type_of(self.x).dtype == self.dtype
 
     @property
     def dtype(self) -> str:
@@ -296,7 +297,8 @@ class _Kernel:
             is_half = output.value in self.product.halved
             at = half if is_half else whole
             if width_of(output.type) != self.product.n // (2 if is_half else 1):
-                raise CodegenError(f"kernel {self.product.plan.label}", f"writes {output.name} {output.type} from a product of {self.product.n} columns")
+                problem = f"writes {output.name} {output.type} from a product of {self.product.n} columns"
+                raise CodegenError(f"kernel {self.product.plan.label}", problem)
             tile = self.e.value(output.value, at)
             mask = mask_text(at)
             self.w.line(f"tl.store({self.e.address(output, at, is_load=False)}, {tile}{f', mask={mask}' if mask else ''})")

@@ -136,7 +136,7 @@ def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longe
 
 # Bytes of an element, widest head -> (rows, keys, warps, stages)
 _RAGGED: dict[tuple[int, int], tuple[int, int, int, int]] = {
-    (2, 64): (128, 64, 4, 3), (2, 128): (128, 64, 8, 3), (2, 256): (64, 64, 8, 2),
+    (2, 64): (128, 64, 8, 3), (2, 128): (128, 64, 8, 3), (2, 256): (64, 64, 8, 2),
     (4, 64): (32, 32, 4, 2), (4, 128): (32, 32, 4, 2), (4, 256): (16, 32, 4, 2),
 }  # fmt: skip
 

@@ -57,10 +57,13 @@ def emit_case(case, regime: Regime, limits=LIMITS, **config):
     return plan, binding, emit(plan)
 
 
-def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, checked=True, **config):
-    """Launches every kernel of the emission and returns output tensors by graph value name. extra: step tensors and pages by name."""
+def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, checked=True, tokens=None, **config):
+    """Launches every kernel of the emission and returns output tensors by graph value name.
+
+    extra: step tensors and pages by name or kind. tokens: rows of the reference's values that the step has (all of them, by default).
+    """
     plan, binding, emission = emit_case(case, regime, limits, **config)
-    arguments = {p.name: _tensor(case, p, arg, dims, extra or {}) for p, arg in zip(plan.parameters, binding)}
+    arguments = {p.name: _tensor(case, p, arg, dims, extra or {}, tokens) for p, arg in zip(plan.parameters, binding)}
     for space in emission.workspaces:
         shape = [dims[d] if isinstance(d, str) else d for d in space.shape]
         arguments[space.name] = torch.full(shape, float("nan"), dtype=TORCH_DTYPES[space.dtype])
@@ -72,7 +75,7 @@ def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, checked=True
     return {arg.name: arguments[p.name] for p, arg in zip(plan.parameters, binding) if p.role == "out"}
 
 
-def _tensor(case, parameter, arg, dims, extra):
+def _tensor(case, parameter, arg, dims, extra, tokens):
     if arg.name in extra or arg.kind in extra:
         return extra.get(arg.name, extra.get(arg.kind))
     if parameter.role == "out":
@@ -81,7 +84,8 @@ def _tensor(case, parameter, arg, dims, extra):
     if parameter.role == "step":
         return case.inputs[arg.name]
     if parameter.role == "buffer":
-        return case.values[case.graph.value(arg.name)].contiguous()
+        value = case.values[case.graph.value(arg.name)]
+        return (value if tokens is None else value[tokens]).contiguous()
     constant = evaluate_constant(case.graph.value(arg.name.removesuffix(".scale")), case.weights)
     if isinstance(constant, QuantizedTensor):
         return constant.scale if parameter.role == "scale" else constant.data

@@ -1,0 +1,87 @@
+"""The inner loop of attention, as a Triton function that every attention kernel calls: blocks of paged keys into a running softmax."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from tilewright.codegen.writer import Writer
+
+if TYPE_CHECKING:
+    from tilewright.codegen.attend_template import AttendShape
+    from tilewright.codegen.tiles import AttendTile
+
+_LOG2E = math.log2(math.e)
+
+
+def emit_attend_keys(shape: AttendShape, tile: AttendTile) -> str:
+    """attend_keys(q [rows, D], acc [rows, E], total [rows], highest [rows], keys, values, table, position [rows, 1], …, begin, end, last)."""
+    w = Writer()
+    w.line('"""Adds keys begin to end (begin a multiple of BLOCK_N) to each row\'s softmax, kept in powers of two. last: the last key there is."""')
+    w.line("d = tl.arange(0, BLOCK_D)[None, :]")
+    w.line("e = tl.arange(0, BLOCK_E)[None, :]")
+    w.line("lane = tl.arange(0, BLOCK_N)")
+    one_page = shape.page_size % tile.block_n == 0
+    _start_pages(w, shape, one_page)
+    with w.block("for start in range(begin, end, BLOCK_N):"):
+        w.line("key = start + lane[None, :]")
+        (_load_from_one_page if one_page else _load_from_pages)(w, shape)
+        _score(w, shape)
+        w.line("raised = tl.maximum(highest, tl.max(scores, 1))")
+        w.line('anchor = tl.where(raised == float("-inf"), 0.0, raised) if MASKED else raised', "-inf: the row has seen no key yet")
+        w.line("weight = tl.exp2(scores - anchor[:, None])")
+        w.line("shrink = tl.exp2(highest - anchor)")
+        w.line("total = total * shrink + tl.sum(weight, 1)")
+        w.line(f"acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None]{_precision(shape)})")
+        w.line("highest = raised")
+    w.line("return acc, total, highest")
+    slope = "slope, " if shape.has_slopes else ""
+    signature = f"q, acc, total, highest, keys, values, table, position, {slope}begin, end, last"
+    blocks = "BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, MASKED: tl.constexpr"
+    return f"@triton.jit\ndef attend_keys({signature}, {blocks}):\n{w.text}"
+
+
+def _start_pages(w: Writer, shape: AttendShape, one_page: bool) -> None:
+    place = "begin" if one_page else "begin + lane"
+    w.line(f"page = tl.load(table + tl.minimum({place}, last) // {shape.page_size})")
+
+
+def _load_from_one_page(w: Writer, shape: AttendShape) -> None:
+    """A block of keys lies in one page: one base, and rows in order. Rows after the last key read it again, since memory there may hold NaN."""
+    w.line(f"slot = page.to(tl.int64) * {shape.kv_heads * shape.page_size} + start % {shape.page_size}")
+    w.line(f"page = tl.load(table + tl.minimum(start + BLOCK_N, last) // {shape.page_size})", "of the next block")
+    w.line("place = tl.minimum(lane, last - start) if MASKED else lane")
+    _load_both(w, shape, "slot * {width} + place[:, None] * {width}")
+
+
+def _load_from_pages(w: Writer, shape: AttendShape) -> None:
+    w.line("stored = tl.minimum(start + lane, last)")
+    w.line(f"slot = page.to(tl.int64) * {shape.kv_heads * shape.page_size} + stored % {shape.page_size}")
+    w.line(f"page = tl.load(table + tl.minimum(start + BLOCK_N + lane, last) // {shape.page_size})", "of the next block")
+    _load_both(w, shape, "slot[:, None] * {width}")
+
+
+def _load_both(w: Writer, shape: AttendShape, place: str) -> None:
+    for name, base, lane, block, width in (("k", "keys", "d", "BLOCK_D", shape.head_dim), ("v", "values", "e", "BLOCK_E", shape.value_dim)):
+        mask = f", mask={lane} < {width}, other=0.0" if width & (width - 1) or width < 16 else ""
+        w.line(f"{name} = tl.load({base} + {place.format(width=width)} + {lane}{mask})")
+
+
+def _score(w: Writer, shape: AttendShape) -> None:
+    """scores: log2 of each key's weight, up to the row's constant."""
+    w.line(f"scores = tl.dot(q, tl.trans(k){_precision(shape)})")
+    if shape.softcap is None:
+        w.line(f"scores = scores * {shape.scale * _LOG2E!r}")
+    else:
+        capped = f"1.0 - 2.0 / (tl.exp2(scores * {2 * _LOG2E * shape.scale / shape.softcap!r}) + 1.0)"
+        w.line(f"scores = ({capped}) * {shape.softcap * _LOG2E!r}", "tanh")
+    if shape.has_slopes:
+        w.line("scores += slope * (key - position).to(tl.float32)")
+    with w.block("if MASKED:"):
+        window = f" & (position - key < {shape.window})" if shape.window else ""
+        w.line(f"visible = (key <= position){window}")
+        w.line('scores = tl.where(visible, scores, float("-inf"))')
+
+
+def _precision(shape: AttendShape) -> str:
+    return ', input_precision="ieee"' if shape.dtype == "f32" else ""

@@ -1,0 +1,177 @@
+"""Paged attention kernels on Triton's interpreter against the reference: decode, split keys, ragged chunks, and compiled for three architectures."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from kernel_run import emit_case, make_case, relative_error, run_case
+
+from tilewright.codegen.aot import compile_kernel
+from tilewright.codegen.tiles import choose_decode
+from tilewright.ir.errors import CodegenError
+from tilewright.ir.manifest import Kernel, Limits
+from tilewright.ir.reference import Batch
+from tilewright.ir.regions import Regime
+
+TOLERANCE = {"f32": 3e-6, "f16": 3e-3, "bf16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Setup:
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    value_dim: int = 16
+    dtype: str = "f32"
+    page: int = 16
+    window: int | None = None
+    softcap: float | None = None
+    alibi: bool = False
+
+    @property
+    def text(self):
+        q, k, v = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.value_dim
+        total, dtype = q + k + v + 5, self.dtype  # q starts at column 5 of its buffer
+        extra = f", window={self.window}" * bool(self.window) + f", softcap={self.softcap}" * bool(self.softcap)
+        return f"""
+graph @g(%ids: i32[T]) dims(T in 1..256) {{
+  param @emb : {dtype}[97, {total}]
+  param @slopes : f32[{self.heads}]
+  %qkv = embedding(@emb, %ids) : {dtype}[T, {total}]
+  %k = slice(%qkv) {{axis=1, start={q + 5}, stop={q + k + 5}}} : {dtype}[T, {k}]
+  %v = slice(%qkv) {{axis=1, start={q + k + 5}, stop={total}}} : {dtype}[T, {v}]
+  %kv = write_kv(%k, %v) {{kv_heads={self.kv_heads}, layer=0}} : kv[{self.kv_heads}, {self.head_dim}, {self.value_dim}]
+  %q = slice(%qkv) {{axis=1, start=5, stop={q + 5}}} : {dtype}[T, {q}]
+  %o = attend(%q, %kv{", @slopes" if self.alibi else ""}) {{heads={self.heads}, scale=0.3, layer=0{extra}}} : {dtype}[T, {self.heads * self.value_dim}]
+  return %o
+}}
+"""
+
+    @property
+    def limits(self):
+        return Limits(max_batch_size=8, max_input_len=96, max_output_len=32, max_tokens=256, page_size=self.page)
+
+
+def attend(setup, kind, lengths, chunks, *, seed=0, padding=0, **config):
+    """The step that has the last chunks[b] tokens of sequences of lengths[b]; returns (kernel's rows, reference's rows)."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 97, (sum(lengths),), generator=generator).int()
+    batch = Batch.of_lengths(lengths)
+    case = make_case(setup.text, "attend", "attend", {"ids": ids}, seed=seed, batch=batch)
+    table, pages = scatter(case, setup, lengths, batch, padding, generator)
+    stops = batch.starts[1:]
+    tokens = torch.cat([torch.arange(stop - chunk, stop) for stop, chunk in zip(stops, chunks)] + [torch.zeros(padding)]).long()
+    starts = torch.tensor([0, *torch.tensor([*chunks, *[1] * padding]).cumsum(0)]).int()
+    step = {"query_start": starts, "context_len": torch.tensor([*lengths, *[0] * padding]).int(), "block_table": table, **pages}
+    regime = Regime("r", kind, len(tokens))
+    out = run_case(case, regime, {"T": len(tokens), "B": len(lengths) + padding}, step, setup.limits, tokens=tokens, **config)["o"]
+    count = sum(chunks)
+    if padding and kind == "decode":
+        assert torch.equal(out[count:], torch.zeros_like(out[count:]))
+    return out[:count], case.values[case.graph.value("o")][tokens[:count]]
+
+
+def scatter(case, setup, lengths, batch, padding, generator):
+    """A block table of scattered pages, and pages that hold every sequence's keys and values; all else is NaN."""
+    most = setup.limits.max_pages_per_sequence
+    total = len(lengths) * most
+    order = torch.randperm(total, generator=generator).reshape(-1, most)
+    pages = {}
+    for name, source, width in (("k_cache", "k", setup.head_dim), ("v_cache", "v", setup.value_dim)):
+        rows = case.values[case.graph.value(source)].unflatten(-1, (setup.kv_heads, width))
+        cache = torch.full((total, setup.kv_heads, setup.page, width), math.nan, dtype=rows.dtype)
+        for b, (start, length) in enumerate(zip(batch.starts, lengths)):
+            place = torch.arange(length)
+            cache[order[b][place // setup.page], :, place % setup.page] = rows[start : start + length]
+        pages[name] = cache
+    used = torch.tensor([-(-length // setup.page) for length in lengths])
+    table = torch.where(torch.arange(most)[None] < used[:, None], order, -1).int()  # unused entries must not be followed
+    return torch.cat([table, torch.zeros(padding, most).int()]), pages
+
+
+DECODES = [
+    Setup(),
+    Setup(heads=3, kv_heads=3, head_dim=8, value_dim=8, page=4, dtype="f16"),
+    Setup(heads=6, kv_heads=2, head_dim=24, value_dim=24, dtype="bf16"),
+    Setup(heads=8, kv_heads=1, head_dim=64, value_dim=32, page=32, dtype="bf16"),
+    Setup(heads=4, kv_heads=1, page=4, window=9, softcap=5.0, alibi=True),
+]
+
+
+@pytest.mark.parametrize("setup", DECODES, ids=str)
+def test_decode_equals_the_reference_and_padding_sequences_get_zeros(setup):
+    out, expected = attend(setup, "decode", [37, 1, 16], [1, 1, 1], padding=1, num_splits=1)
+    assert relative_error(out, expected) < TOLERANCE[setup.dtype]
+
+
+@pytest.mark.parametrize("setup", DECODES[::2], ids=str)
+@pytest.mark.parametrize("splits", [2, 3])
+def test_split_keys_are_put_together_again(setup, splits):
+    out, expected = attend(setup, "decode", [3, 101], [1, 1], padding=1, seed=1, num_splits=splits, block_n=16)
+    assert relative_error(out, expected) < TOLERANCE[setup.dtype]
+
+
+@pytest.mark.parametrize("setup", DECODES, ids=str)
+def test_ragged_chunks_equal_the_reference(setup):
+    out, expected = attend(setup, "ragged", [21, 1, 33, 40], [21, 1, 5, 17], seed=2, block_m=32, block_n=16)
+    assert relative_error(out, expected) < TOLERANCE[setup.dtype]
+
+
+@pytest.mark.parametrize("window", [1, 7, 16, 40])
+def test_windows_hide_what_is_far_whatever_block_they_end_in(window):
+    setup = Setup(heads=2, kv_heads=1, head_dim=8, value_dim=8, page=4, window=window)
+    for kind, chunks in (("decode", [1, 1]), ("ragged", [50, 3])):
+        out, expected = attend(setup, kind, [50, 3], chunks, seed=window, block_n=16)
+        assert relative_error(out, expected) < 3e-6, kind
+
+
+def test_far_scores_below_those_of_a_hidden_block_are_not_lost():
+    """A row that has seen no key must not fix its reference point at 0: here every score is about -300."""
+    setup = Setup(heads=2, kv_heads=2, window=3, alibi=False, softcap=None)
+    out, expected = attend(setup, "ragged", [40], [40], seed=3, block_m=32, block_n=16)
+    assert relative_error(out, expected) < 3e-6
+
+
+def test_results_do_not_depend_on_what_else_is_in_the_step():
+    setup = Setup(dtype="bf16")
+    alone, _ = attend(setup, "ragged", [33], [9], seed=4, block_m=32)
+    with_more, _ = attend(setup, "ragged", [33, 20], [9, 20], seed=4, block_m=32)
+    assert alone.shape[0] == 9 and with_more.shape[0] == 29
+
+
+def test_attention_and_its_cache_write_are_not_one_kernel():
+    setup = Setup()
+    text = setup.text
+    case = make_case(text, "attend", "attend", {"ids": torch.zeros(3).int()})
+    every = tuple(op for op in case.graph.ops if op.name != "embedding" and not op.is_const)
+    case.region = type(case.region)("r", "attend", every, case.region.anchor, tuple(case.graph.value(n) for n in ("qkv",)), case.region.outputs, "")
+    with pytest.raises(CodegenError, match="write_kv belongs to a region of its own"):
+        emit_case(case, Regime("r", "decode", 4), setup.limits)
+
+
+def test_few_sequences_are_split_and_many_are_not():
+    assert choose_decode(4, 128, 2, 8, 8192, 90).num_splits > 16
+    assert choose_decode(4, 128, 2, 128 * 8, 8192, 90).num_splits == 1
+    assert choose_decode(4, 128, 2, 8, 100, 90).num_splits == 1
+
+
+MODELS = {"llama-3-8b": (32, 8, 128), "llama-3.2-1b": (32, 8, 64), "gpt-j-6b": (16, 16, 256)}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("model", MODELS)
+def test_kernels_of_real_shapes_compile_without_spills(model, arch):
+    heads, kv_heads, width = MODELS[model]
+    setup = Setup(heads, kv_heads, width, width, "bf16", page=64)
+    case = make_case(Setup(2, 1).text, "attend", "attend", {"ids": torch.zeros(3).int()})
+    graph_case = make_case(setup.text, "attend", "attend", {"ids": torch.zeros(1).int()})
+    assert case.region.anchor is not graph_case.region.anchor
+    for kind, tokens in (("decode", 8), ("ragged", 2048)):
+        plan, _, emission = emit_case(graph_case, Regime("r", kind, tokens), setup.limits, arch=int(arch[3:]))
+        for text in emission.kernels:
+            types = {p.name: f"*{p.type.dtype}" for p in plan.parameters} | {s.name: f"*{s.dtype}" for s in emission.workspaces}
+            parameters = tuple((name, types.get(name, "i32")) for name in text.parameters)
+            kernel = Kernel(text.entry, "triton", "x.py", text.entry, parameters, text.constants, text.num_warps, text.num_stages)
+            binary = compile_kernel(kernel, text.source, arch).binary
+            assert binary.stack_bytes == 0, (kind, text.entry, binary)
