@@ -1,5 +1,6 @@
 """Text as it comes: no half characters, the same text in any pieces, stop strings cut."""
 
+import itertools
 import random
 
 import pytest
@@ -94,7 +95,7 @@ def test_random_texts_are_cut_as_by_a_search_of_the_whole():
         stops = tuple("".join(dice.choices("ab", k=dice.randint(1, 4))) for _ in range(dice.randint(1, 3)))
         pieces = ["".join(dice.choices("abc", k=dice.randint(0, 3))) for _ in range(8)]
         text, seen, found = cut(stops, pieces)
-        assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:]))
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(seen))
         shown = next((i for i in range(9) if any(s in "".join(pieces[:i]) for s in stops)), None)
         assert found == (shown is not None)
         whole = "".join(pieces[:shown])
