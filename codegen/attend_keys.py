@@ -1,17 +1,56 @@
-"""The inner loop of attention, as a Triton function that every attention kernel calls: blocks of paged keys into a running softmax."""
+"""The inner loop of attention, as a Triton function that every attention kernel calls: blocks of paged keys into a running softmax.
+
+Knows neither which queries a program has nor where its result goes.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
+from tilewright.codegen.plan import KernelPlan
+from tilewright.codegen.tiles import AttendTile
 from tilewright.codegen.writer import Writer
-
-if TYPE_CHECKING:
-    from tilewright.codegen.attend_template import AttendShape
-    from tilewright.codegen.tiles import AttendTile
+from tilewright.ir.errors import CodegenError
 
 _LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True, slots=True)
+class AttendShape:
+    """The anchor of an attention region, as numbers."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    page_size: int
+    max_pages: int  # of a sequence: columns of the block table
+    dtype: str
+    scale: float
+    window: int | None
+    softcap: float | None
+    has_slopes: bool
+
+    @property
+    def group(self) -> int:
+        """Query heads of a key-value head."""
+        return self.heads // self.kv_heads
+
+    @staticmethod
+    def of(plan: KernelPlan) -> AttendShape:
+        anchor = plan.anchor_op
+        attrs: dict[str, Any] = dict(anchor.attrs)
+        if plan.producer(anchor.operands[1] or 0) is not None:
+            raise CodegenError(f"kernel {plan.label}", "writes pages and attends to them", "write_kv belongs to a region of its own")
+        keys, values = plan.parameter("k_cache").type, plan.parameter("v_cache").type
+        _, kv_heads, page_size, head_dim = (d if isinstance(d, int) else 0 for d in keys.shape)
+        return AttendShape(
+            heads=attrs["heads"], kv_heads=kv_heads, head_dim=head_dim, value_dim=int(values.shape[-1]), page_size=page_size,
+            max_pages=int(plan.parameter("block_table").type.shape[1]), dtype=keys.dtype, scale=attrs["scale"],
+            window=attrs["window"], softcap=attrs["softcap"], has_slopes=len(anchor.operands) > 2 and anchor.operands[2] is not None,
+        )  # fmt: skip
 
 
 def emit_attend_keys(shape: AttendShape, tile: AttendTile) -> str:
@@ -62,7 +101,7 @@ def _load_from_pages(w: Writer, shape: AttendShape) -> None:
 
 
 def _load_both(w: Writer, shape: AttendShape, place: str) -> None:
-    for name, base, lane, block, width in (("k", "keys", "d", "BLOCK_D", shape.head_dim), ("v", "values", "e", "BLOCK_E", shape.value_dim)):
+    for name, base, lane, width in (("k", "keys", "d", shape.head_dim), ("v", "values", "e", shape.value_dim)):
         mask = f", mask={lane} < {width}, other=0.0" if width & (width - 1) or width < 16 else ""
         w.line(f"{name} = tl.load({base} + {place.format(width=width)} + {lane}{mask})")
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from tilewright.codegen.attend_keys import emit_attend_keys
+from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Evaluator, LoopedRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
@@ -20,47 +19,11 @@ from tilewright.codegen.plan import KernelPlan
 from tilewright.codegen.source import template
 from tilewright.codegen.tiles import AttendTile, choose_decode, choose_ragged, next_power_of_two, override
 from tilewright.codegen.writer import Writer
-from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
 
 _WORKSPACES = ("partial", "level")
 _ONE = Extent()
-
-
-@dataclass(frozen=True, slots=True)
-class AttendShape:
-    """The anchor of an attention region, as numbers."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
-    page_size: int
-    max_pages: int  # of a sequence: columns of the block table
-    dtype: str
-    scale: float
-    window: int | None
-    softcap: float | None
-    has_slopes: bool
-
-    @property
-    def group(self) -> int:
-        """Query heads of a key-value head."""
-        return self.heads // self.kv_heads
-
-    @staticmethod
-    def of(plan: KernelPlan) -> AttendShape:
-        anchor, attrs = plan.anchor_op, dict(plan.anchor_op.attrs)
-        if plan.producer(anchor.operands[1] or 0) is not None:
-            raise CodegenError(f"kernel {plan.label}", "writes pages and attends to them", "write_kv belongs to a region of its own")
-        keys, values = plan.parameter("k_cache").type, plan.parameter("v_cache").type
-        _, kv_heads, page_size, head_dim = (d if isinstance(d, int) else 0 for d in keys.shape)
-        return AttendShape(
-            heads=int(attrs["heads"]), kv_heads=kv_heads, head_dim=head_dim, value_dim=int(values.shape[-1]), page_size=page_size,
-            max_pages=int(plan.parameter("block_table").type.shape[1]), dtype=keys.dtype, scale=float(attrs["scale"]),
-            window=attrs["window"], softcap=attrs["softcap"], has_slopes=len(anchor.operands) > 2 and anchor.operands[2] is not None,
-        )  # type: ignore[arg-type]  # fmt: skip
 
 
 @template("attend", "triton")
@@ -229,7 +192,7 @@ class _Maker:
         w.let("d", "tl.arange(0, BLOCK_D)[None, :]")
         masks = (*present, *self._inside(w, "d", shape.head_dim, self.block_d))
         base = f"query_head * {shape.head_dim}"
-        at = At(row, Index(f"({base} + d)", masks, base, "d", shape.head_dim))
+        at = At(row, Index(f"({base} + d)", masks, base, Index("d", masks), shape.head_dim))
         value = anchor.operands[0] or 0
         is_plain = all(op.op in VIEWS for op in self.plan.cone(value))
         evaluator = StoredEvaluator if is_plain else Evaluator
@@ -263,7 +226,7 @@ class _Maker:
         w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
         masks = (*present, *self._inside(w, "e", shape.value_dim, self.block_e))
         base = f"query_head * {shape.value_dim}"
-        at = At(row, Index(f"({base} + e)", masks, base, "e", shape.value_dim))
+        at = At(row, Index(f"({base} + e)", masks, base, Index("e", masks), shape.value_dim))
         evaluator = Evaluator(self.plan, w, LoopedRow("BLOCK_M", self.block_e), self.notes)
         evaluator.provide(self.plan.anchor_op.result, at, tile)
         for output in self.plan.outputs:
@@ -278,5 +241,5 @@ class _Maker:
         signature = ", ".join([*parameters, *(f"{name}: tl.constexpr" for name in constants)])
         keys = f"\n\n{emit_attend_keys(self.shape, self.tile)}" if has_loop else ""
         source = f"{HEADER}{keys}\n\n@triton.jit\ndef {entry}({signature}):\n{w.text}"
-        tile = self.tile
-        return KernelText(entry, source, parameters, constants, tile.num_warps if has_loop else 4, tile.num_stages if has_loop else 1, grid, self.early)
+        warps, stages = (self.tile.num_warps, self.tile.num_stages) if has_loop else (4, 1)
+        return KernelText(entry, source, parameters, constants, warps, stages, grid, self.early)

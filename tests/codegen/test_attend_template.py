@@ -33,6 +33,7 @@ class Setup:
     def text(self):
         q, k, v = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.value_dim
         total, dtype = q + k + v + 5, self.dtype  # q starts at column 5 of its buffer
+        slopes = ", @slopes" if self.alibi else ""
         extra = f", window={self.window}" * bool(self.window) + f", softcap={self.softcap}" * bool(self.softcap)
         return f"""
 graph @g(%ids: i32[T]) dims(T in 1..256) {{
@@ -43,7 +44,7 @@ graph @g(%ids: i32[T]) dims(T in 1..256) {{
   %v = slice(%qkv) {{axis=1, start={q + k + 5}, stop={total}}} : {dtype}[T, {v}]
   %kv = write_kv(%k, %v) {{kv_heads={self.kv_heads}, layer=0}} : kv[{self.kv_heads}, {self.head_dim}, {self.value_dim}]
   %q = slice(%qkv) {{axis=1, start=5, stop={q + 5}}} : {dtype}[T, {q}]
-  %o = attend(%q, %kv{", @slopes" if self.alibi else ""}) {{heads={self.heads}, scale=0.3, layer=0{extra}}} : {dtype}[T, {self.heads * self.value_dim}]
+  %o = attend(%q, %kv{slopes}) {{heads={self.heads}, scale=0.3, layer=0{extra}}} : {dtype}[T, {self.heads * self.value_dim}]
   return %o
 }}
 """
