@@ -51,9 +51,9 @@ def _count(text: str) -> int:
 
 SWITCHES: dict[str, Switch] = {
     "inspect": Switch(
-        lambda text: int(_one_of("0", "1", "2")(text)), "0, 1 or 2", "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes and events, 2 also PTX"
+        lambda text: int(_one_of("0", "1", "2")(text)), "0, 1 or 2", "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes, 2 also PTX"
     ),
-    "verify": Switch(_one_of("end", "each", "numeric"), "end, each or numeric", "verify after the last pass, after each, or each and its numbers too"),
+    "verify": Switch(_one_of("end", "each", "numeric"), "end, each or numeric", "verify after the last pass, each, or each and its numbers"),
     "passes": Switch(str, "-PASS,+PASS", "leave passes out of every pipeline, or append some"),
     "opt_limit": Switch(_count, "a number", "stop rewriting after that many events"),
 }

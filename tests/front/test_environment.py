@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+
 from tilewright.environment import SWITCHES, Environment, SwitchError, read_environment
 
 
@@ -11,7 +12,8 @@ def test_nothing_set_gives_the_defaults():
 
 
 def test_each_switch_is_read_into_its_type():
-    found = read_environment({"TILEWRIGHT_INSPECT": "2", "TILEWRIGHT_OPT_LIMIT": "17", "TILEWRIGHT_VERIFY": "numeric", "TILEWRIGHT_PASSES": "-fuse-qkv"})
+    variables = {"INSPECT": "2", "OPT_LIMIT": "17", "VERIFY": "numeric", "PASSES": "-fuse-qkv"}
+    found = read_environment({f"TILEWRIGHT_{name}": text for name, text in variables.items()})
     assert found == Environment(inspect=2, opt_limit=17, verify="numeric", passes="-fuse-qkv")
 
 

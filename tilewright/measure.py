@@ -1,0 +1,124 @@
+"""Times an engine: decode latency as a slope, throughput of many requests, and the machine's read limit to hold them against.
+
+Knows the manifest and `LLM`; nothing of models beside it.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from tilewright.ir.manifest import Manifest, Program
+from tilewright.ir.types import ITEM_BYTES
+from tilewright.runtime import LLM, SamplingParams
+
+READ_BYTES = 4 << 30  # read by one measurement of the limit; far more than any cache holds
+READ_BLOCK = 8192  # elements of one load of that measurement
+POSITION_TABLE_WIDTH = 512  # columns of a rotary table at most; wider weights of as many rows are read whole
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Decode of one sequence: the slope between two output lengths, so that prefill and start-up drop out."""
+
+    ms_per_token: float  # median of the repetitions
+    spread_ms: float  # largest less smallest
+    bytes_per_token: int  # weights that a decode step reads
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    num_requests: int
+    num_prompt_tokens: int
+    num_output_tokens: int
+    seconds: float
+
+    @property
+    def output_tokens_per_second(self) -> float:
+        return self.num_output_tokens / self.seconds
+
+
+def measure_latency(llm: LLM, *, prompt_len: int, outputs: tuple[int, int], repeat: int) -> Latency:
+    """outputs: the two output lengths, in tokens. Each is run once before the clock runs."""
+    prompt = random_prompt(llm.manifest.model.vocab_size, prompt_len, seed=0)
+    short, long = outputs
+
+    def seconds(num_tokens: int) -> float:
+        started = time.perf_counter()
+        (result,) = llm.generate([prompt], SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True), use_progress=False)
+        assert len(result.token_ids) == num_tokens
+        return time.perf_counter() - started
+
+    for num_tokens in outputs:
+        seconds(num_tokens)
+    slopes = [(seconds(long) - seconds(short)) / (long - short) * 1e3 for _ in range(repeat)]
+    return Latency(statistics.median(slopes), max(slopes) - min(slopes), bytes_per_token(llm.manifest))
+
+
+def measure_throughput(llm: LLM, *, num_requests: int, prompt_lens: tuple[int, int], output_lens: tuple[int, int], seed: int = 0) -> Throughput:
+    """Random requests of uniformly drawn lengths (inclusive ranges), all handed over at once."""
+    draw = random.Random(seed)
+    vocab = llm.manifest.model.vocab_size
+    prompts = [random_prompt(vocab, draw.randint(*prompt_lens), seed=i) for i in range(num_requests)]
+    params = [SamplingParams(max_tokens=draw.randint(*output_lens), temperature=0.0, ignore_eos=True) for _ in prompts]
+    llm.generate(prompts[:1], params[:1], use_progress=False)
+    started = time.perf_counter()
+    results = llm.generate(prompts, params)
+    seconds = time.perf_counter() - started
+    return Throughput(num_requests, sum(map(len, prompts)), sum(len(r.token_ids) for r in results), seconds)
+
+
+def random_prompt(vocab: int, length: int, *, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(vocab) for _ in range(length)]
+
+
+def bytes_per_token(manifest: Manifest) -> int:
+    """Bytes of weights that a decode step of one sequence reads; of tables that are gathered from, nothing."""
+    program = min((p for p in manifest.programs if p.kind == "decode"), key=lambda p: p.max_tokens, default=manifest.programs[0])
+    read = weights_read_whole(manifest, program)
+    return sum(prod(w.shape) * ITEM_BYTES[w.dtype] for w in manifest.weights if w.name in read)
+
+
+def weights_read_whole(manifest: Manifest, program: Program) -> set[str]:
+    shapes = {w.name: w.shape for w in manifest.weights}
+    read: set[str] = set()
+    for launch in program.launches:
+        steps = {arg.name for arg in launch.args if arg.kind == "step"}
+        for name in (arg.name for arg in launch.args if arg.kind == "weight"):
+            shape = shapes[name]
+            is_embedding = "ids" in steps and len(shape) == 2 and shape[0] >= manifest.model.vocab_size
+            is_narrow = len(shape) == 2 and shape[1] <= POSITION_TABLE_WIDTH
+            is_position_table = is_narrow and ("positions" in steps or shape[0] >= manifest.model.max_positions)
+            if not is_embedding and not is_position_table:
+                read.add(name)
+    return read
+
+
+def measure_read_limit(num_bytes: int = READ_BYTES, repeat: int = 5) -> float:
+    """Bytes a second that this GPU reads at most, by a kernel that only reads: the best of `repeat` passes over `num_bytes`."""
+    import triton
+
+    from tilewright.read_limit_kernel import read_only
+
+    free = torch.cuda.mem_get_info()[0] // 2
+    data = torch.ones(min(num_bytes, free) // 4 // READ_BLOCK * READ_BLOCK, dtype=torch.int32, device="cuda")
+    blocks = triton.cdiv(data.numel(), READ_BLOCK)
+    out = torch.empty(blocks, dtype=torch.int32, device="cuda")
+    kernel: Any = read_only
+    kernel[(blocks,)](data, out, BLOCK=READ_BLOCK, num_warps=8)
+    times = []
+    for _ in range(repeat):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        kernel[(blocks,)](data, out, BLOCK=READ_BLOCK, num_warps=8)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return data.numel() * 4 / min(times)
