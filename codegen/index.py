@@ -30,6 +30,7 @@ class Index:
     inner: Index | None = None
     unit: int = 0
     split: Split | None = None  # set on both indices of a widened pair
+    parts: tuple[int, str, str] | None = None  # of a narrow row: count, and the texts of row // count (inside any mask) and row % count
 
     def with_text(self, text: str) -> Index:
         return Index(text, self.masks)
@@ -69,9 +70,10 @@ def widen(at: At, narrow: int, count: int) -> At:
     if count == 1:
         return at
     split = Split(at.row, count)
-    base = f"({at.row.text} % {count}) * {narrow}"
-    column = Index(f"({base} + {at.column.text})", join_masks(at.row, at.column), base, at.column, narrow, split)
-    return At(Index(f"({at.row.text} // {count})", at.row.masks, split=split), column)
+    known = at.row.parts if at.row.parts is not None and at.row.parts[0] == count else None
+    row = Index(known[1], split=split) if known else Index(f"({at.row.text} // {count})", at.row.masks, split=split)
+    base = f"{known[2] if known else f'({at.row.text} % {count})'} * {narrow}"
+    return At(row, Index(f"({base} + {at.column.text})", join_masks(at.row, at.column), base, at.column, narrow, split))
 
 
 def narrow(at: At, width: int, count: int) -> At:

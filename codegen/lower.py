@@ -20,6 +20,7 @@ from tilewright.ir.regions import Region, Schedule
 from tilewright.ir.types import ITEM_BYTES
 
 _ALIGNMENT = 256
+_DEPENDENT_LAUNCH = 90  # first architecture with programmatic dependent launch
 _DIMS = ("T", "S", "B")
 
 
@@ -53,6 +54,8 @@ class _Planned:
 
 def lower(graph: Graph, schedules: Sequence[Schedule], *, target: str, limits: Limits) -> Lowered:
     """Raises CodegenError for a region without a kernel. target: cpu, or a GPU architecture such as sm_90."""
+    if target != "cpu" and not target.removeprefix("sm_").isdigit():
+        raise CodegenError(f"target {target}", "is neither cpu nor an architecture such as sm_90")
     planned = [[_plan(region, schedule, limits, target) for region in schedule.regions] for schedule in schedules]
     sharing: dict[KernelPlan, list[Region]] = {}
     for item in (item for items in planned for item in items):
@@ -88,7 +91,15 @@ def cache_of(graph: Graph) -> KVCache:
 
 
 def _plan(region: Region, schedule: Schedule, limits: Limits, target: str) -> _Planned:
-    return _Planned(region, *make_plan(region, schedule.regime, limits, target))
+    return _Planned(region, *make_plan(region, schedule.regime, limits, target, tile_config(target)))
+
+
+def tile_config(target: str) -> tuple[tuple[str, int], ...]:
+    """What templates need to know of the architecture. From sm_90 on, each kernel waits for the one before it by itself."""
+    if target == "cpu":
+        return ()
+    arch = int(target.removeprefix("sm_"))
+    return (("arch", arch), ("dependent_launch", int(arch >= _DEPENDENT_LAUNCH)))
 
 
 def _check_names(plans: dict[KernelPlan, list[Region]]) -> None:
