@@ -17,7 +17,7 @@ from tilewright.ir.graph import Op, Value
 from tilewright.ir.manifest import STEP_FIELDS, Arg, Limits
 from tilewright.ir.opdef import Attr
 from tilewright.ir.regions import Regime, Region, Template
-from tilewright.ir.types import TensorType
+from tilewright.ir.types import ITEM_BYTES, TensorType
 
 Language = Literal["triton", "torch"]
 # buffer: activation read; weight, scale: packed tensor and the scales of an encoded one; step: filled by the runtime; out: activation written.
@@ -142,8 +142,8 @@ def make_plan(
 
 
 def short_label(region_name: str) -> str:
-    """`layers.0.self_attn.qkv` -> `qkv`: the last word that is no number, as an identifier."""
-    words = [w for w in region_name.split(".") if w and not w.isdigit()] or ["region"]
+    """`layers.0.self_attn.qkv` -> `qkv`: the last word that is neither number nor dtype, as an identifier."""
+    words = [w for w in region_name.split(".") if w and not w.isdigit() and w not in ITEM_BYTES] or ["region"]
     label = re.sub(r"\W", "_", words[-1])
     return f"{label}_" if keyword.iskeyword(label) or label in ("tl", "triton", "torch") else label if not label[0].isdigit() else f"_{label}"
 

@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
+from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp, short_label
 from tilewright.ir.graph import Op
 from tilewright.ir.regions import Region
 
@@ -59,17 +59,13 @@ def op_notes(plan: KernelPlan, regions: Sequence[Region]) -> tuple[str, ...]:
 
 
 def _note(ops: Sequence[Op]) -> str:
-    names = list(dict.fromkeys("%" + _last_word(op.results[0].name) for op in ops))
+    names = list(dict.fromkeys("%" + short_label(op.results[0].name) for op in ops))
     modules = join_siblings(fold_paths(m for op in ops for m in op.loc.modules))
     return "  ".join(part for part in (_few(names), _few(modules)) if part)
 
 
 def _few(items: Sequence[str]) -> str:
     return ", ".join(items[:_FEW]) + (f", … {len(items) - _FEW} more" if len(items) > _FEW else "")
-
-
-def _last_word(name: str) -> str:
-    return next((w for w in reversed(name.split(".")) if not w.isdigit()), name)
 
 
 def header(plan: KernelPlan, regions: Sequence[Region]) -> str:

@@ -48,3 +48,15 @@ def test_logits_must_be_f32():
 def test_module_paths_fold_over_layers():
     paths = [f"model.layers.{i}.attn.{p}" for i in (0, 1, 2) for p in ("q", "k")] + ["model.norm", "h.0.mlp", "h.2.mlp"]
     assert join_siblings(fold_paths(paths)) == ["model.layers.{0..2}.attn.{q,k}", "model.norm", "h.{0,2}.mlp"]
+
+
+def test_split_attention_is_two_launches_with_scratch_behind_the_activations():
+    graph = toy_graph()
+    long = dataclasses.replace(LIMITS, max_input_len=8000)
+    schedule = cut(graph, DECODE)
+    program = lower(graph, [schedule], target="sm_90", limits=long).programs[0]
+    attend = [launch for launch in program.launches if launch.region == "layers.1.attend"]
+    assert len(attend) == 2
+    shared = {a.name for a in attend[0].args if a.kind == "buffer"} & {a.name for a in attend[1].args if a.kind == "buffer"}
+    scratch = [b for b in program.buffers if b.name in shared]
+    assert scratch and all(schedule.arena_bytes <= b.offset < program.arena_bytes and b.offset % 256 == 0 for b in scratch)
