@@ -40,6 +40,21 @@ _INFIX = {"add": "{x} + {y}", "sub": "{x} - {y}", "mul": "{x} * {y}", "div": "{x
 _TRITON_BINARY = {**_INFIX, "maximum": "tl.maximum({x}, {y})", "minimum": "tl.minimum({x}, {y})"}
 _TORCH_BINARY = {**_INFIX, "maximum": "torch.maximum({x}, {y})", "minimum": "torch.minimum({x}, {y})"}
 _TORCH_LIMIT = {"maximum": "{x}.clamp(min={y})", "minimum": "{x}.clamp(max={y})"}  # the other side is a number
+_OWN: dict[str, tuple[str, str]] = {}  # ops declared outside the package: Triton text, torch text
+
+
+def register_expression(op: str, *, triton: str, torch: str) -> None:
+    """Text of a pointwise op declared outside the package: `{x}` and `{y}` are its operands (f32 tiles, or tensors), `{name}` an attribute.
+
+    Raises CodegenError for an op that has text already.
+    """
+    if is_pointwise(op):
+        raise CodegenError(f"expression {op}", "the op has one already", "choose another name for the op")
+    _OWN[op] = (triton, torch)
+
+
+def _fill(text: str, operands: Sequence[str], attrs: Attrs) -> str:
+    return text.format(**dict(zip("xyz", operands)), **{name: literal(value) for name, value in attrs.items()})
 
 
 def literal(number: Attr) -> str:
@@ -50,7 +65,7 @@ def literal(number: Attr) -> str:
 
 
 def is_pointwise(op: str) -> bool:
-    return op in _TRITON_BINARY or op in _TRITON_UNARY or op in ("cast", "pow")
+    return op in _TRITON_BINARY or op in _TRITON_UNARY or op in ("cast", "pow") or op in _OWN
 
 
 def triton_activation(name: str, x: str) -> str:
@@ -64,6 +79,8 @@ def torch_activation(name: str, x: str) -> str:
 
 def triton_pointwise(op: str, operands: Sequence[str], attrs: Attrs, types: Sequence[TensorType]) -> str:
     """Text of the op over tiles named by `operands`; floats are f32 tiles. types: of the operands, then of the result."""
+    if op in _OWN:
+        return _fill(_OWN[op][0], operands, attrs)
     if op == "cast":
         return triton_round(operands[0], types[0].dtype, types[-1].dtype)
     if op == "pow":
@@ -85,6 +102,8 @@ def triton_round(x: str, source: str, dtype: str) -> str:
 
 def torch_pointwise(op: str, operands: Sequence[str], attrs: Attrs, types: Sequence[TensorType]) -> str:
     """Text of the op over tensors named by `operands`, as in the reference. types: of the operands, then of the result."""
+    if op in _OWN:
+        return _fill(_OWN[op][1], operands, attrs)
     if op == "cast":
         return f"{operands[0]}.to({TORCH_DTYPES[str(attrs['dtype'])]})"
     if op == "pow":

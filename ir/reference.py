@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tilewright.ir import ops as _ops  # noqa: F401  # declares what is given a meaning here
 from tilewright.ir.errors import GraphError
 from tilewright.ir.opdef import OPS
 from torch import Tensor

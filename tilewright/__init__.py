@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilewright.builder import Builder, BuilderConfig
+    from tilewright.codegen.expressions import register_expression
     from tilewright.compiler import Optimized, build, compile, optimize, trace
     from tilewright.engine import Engine
     from tilewright.ir.errors import TilewrightError
+    from tilewright.ir.opdef import op
+    from tilewright.ir.reference import reference
+    from tilewright.ir.types import TensorType
+    from tilewright.passes.pattern import Match
+    from tilewright.passes.registry import register_pass, rewrite
+    from tilewright.passes.rewriter import Rewriter
     from tilewright.runtime import LLM, RequestOutput, SamplingParams
 
 # Loaded when first asked for, so that `import tilewright` takes no torch.
@@ -17,11 +24,13 @@ _HOMES = {
     "compile": "compiler", "trace": "compiler", "optimize": "compiler", "build": "compiler", "Optimized": "compiler", "Engine": "engine",
     "Builder": "builder", "BuilderConfig": "builder", "LLM": "runtime", "SamplingParams": "runtime", "RequestOutput": "runtime",
     "TilewrightError": "ir.errors",
+    "op": "ir.opdef", "reference": "ir.reference", "TensorType": "ir.types", "Match": "passes.pattern", "Rewriter": "passes.rewriter",
+    "register_pass": "passes.registry", "rewrite": "passes.registry", "register_expression": "codegen.expressions",
 }  # fmt: skip
 
 __all__ = [
-    "LLM", "Builder", "BuilderConfig", "Engine", "Optimized", "RequestOutput", "SamplingParams", "TilewrightError",
-    "build", "compile", "optimize", "trace",
+    "LLM", "Builder", "BuilderConfig", "Engine", "Match", "Optimized", "RequestOutput", "Rewriter", "SamplingParams", "TensorType", "TilewrightError",
+    "build", "compile", "op", "optimize", "reference", "register_expression", "register_pass", "rewrite", "trace",
 ]  # fmt: skip
 
 
