@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from tilewright.ir import ops as _ops  # noqa: F401  # declares what is given a meaning here
 from tilewright.ir.errors import GraphError
 from tilewright.ir.opdef import OPS
-from torch import Tensor
 
 TORCH_DTYPES = {
     "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,

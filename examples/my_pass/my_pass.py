@@ -21,6 +21,7 @@ tw.register_expression("exp_silu", triton="{x} / (1.0 + tl.exp(-{x}))", torch="(
 
 @tw.rewrite("silu-by-exp", "silu(x)")
 def replace(m: tw.Match, rw: tw.Rewriter) -> str | None:
+    """silu(x) -> exp_silu(x)"""
     if m.x.is_const:
         return f"{m.x.display} is a constant, which costs nothing"  # kept as a near miss, with this reason
     rw.replace(m.root, "exp_silu", [m.x])
