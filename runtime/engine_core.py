@@ -96,19 +96,24 @@ class EngineCore:
     def _read_back(self) -> list[RequestOutput]:
         step, pending = self._in_flight.popleft()
         sampled = pending.wait()
-        live = [(row, chunk.sequence) for row, chunk in enumerate(step.sampling) if not chunk.sequence.is_finished]
-        self.scheduler.complete(step, sampled.tokens[: len(step.sampling)])
         outputs = []
-        for row, sequence in live:
+        for row in self.scheduler.complete(step, sampled.tokens[: len(step.sampling)]):
+            sequence = step.sampling[row]
             request = self._requests[sequence.request_id]
-            request.take_logprobs(sampled, row)
-            if not sequence.is_finished or sequence.finish_reason == "length":
-                self._stop_at_string(request)
-            if sequence.is_finished:
+            if request.follows_tokens:
+                self._follow(request, sampled, row)
+            if sequence.finish_reason is not None:
                 del self._requests[sequence.request_id]
-            if request.stream or sequence.is_finished:
+                outputs.append(request.output())
+            elif request.stream:
                 outputs.append(request.output())
         return outputs
+
+    def _follow(self, request: Request, sampled: SampledOnHost, row: int) -> None:
+        """What depends on each token: log-probabilities, stop strings."""
+        request.take_logprobs(sampled, row)
+        if request.sequence.finish_reason in (None, "length"):
+            self._stop_at_string(request)
 
     def _stop_at_string(self, request: Request) -> None:
         if not request.finds_stop():

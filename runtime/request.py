@@ -16,6 +16,7 @@ class Request:
         self._detokenizer = Detokenizer(tokenizer, sequence.prompt) if tokenizer else None
         self._stops = StopFinder(sequence.params.stop_strings)
         self._logprobs: list[dict[int, Logprob]] | None = None if sequence.params.logprobs is None else []
+        self.follows_tokens = bool(sequence.params.stop_strings) or self._logprobs is not None  # needs a look at each token
         self._num_decoded = 0  # output tokens that the detokenizer has seen
         self._num_told_tokens, self._num_told_characters = 0, 0  # in outputs so far
 

@@ -46,7 +46,16 @@ class SampledOnHost:
     top_ids: np.ndarray | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Decode:
+    """What decode steps of one size reuse."""
+
+    bound: BoundProgram
+    host: list[dict[str, np.ndarray]]  # step fields in each staging
+    num_bytes: int  # to send
+
+
+@dataclass(frozen=True, slots=True)
 class _Graph:
     graph: torch.cuda.CUDAGraph
     sampled: Sampled  # written by each replay
@@ -70,7 +79,7 @@ class Runner:
         self._tables = SlotTables(self.limits)
         self._buckets = decode_buckets(self.limits.max_batch_size)
         self._allocate_stagings()
-        self._bound: dict[StepDims, BoundProgram] = {}  # decode programs, by size
+        self._decodes: dict[int, _Decode] = {}  # by size
         self._bound_ragged: dict[str, BoundProgram] = {}  # as last run
         self._graphs: dict[tuple[int, SamplePlan], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.uses_graphs else None
@@ -82,23 +91,17 @@ class Runner:
             self.sampler.assign(sequence.slot, sequence.params, sequence.prompt, sequence.output, sequence.stop_ids)
         self._tables.update_pages(step)
         self._turn = (self._turn + 1) % NUM_STAGINGS
-        sampled = self._launch_decode(step) if step.is_decode and self._decode_program(step) else self._launch_ragged(step)
+        program = self._find_decode(step)
+        sampled = self._launch_decode(step, program) if program else self._launch_ragged(step)
         return self._fetch(sampled, len(step.sampling))
 
-    def _launch_decode(self, step: Step) -> Sampled:
-        program = self._decode_program(step)
-        assert program is not None
+    def _launch_decode(self, step: Step, program: Program) -> Sampled:
         size = self._decode_size(step)
         dims = StepDims(size, size, size)
-        layout = StepLayout(dims, self.limits) if dims not in self._layouts else self._layouts[dims]
-        self._layouts[dims] = layout
-        views = layout.host_views(self._stagings[self._turn].numpy(), dims)
-        self._tables.fill_decode(step, views)
-        plan = self._tables.plan_of(views)
-        self._send(layout.num_bytes)
-        if dims not in self._bound:
-            self._bound[dims] = self._binder.bind(program, dims, layout.device_views(self._block, dims))
-        bound = self._bound[dims]
+        decode = self._decodes.get(size) or self._prepare_decode(program, dims)
+        plan = self._tables.fill_decode(step, decode.host[self._turn])
+        self._send(decode.num_bytes)
+        bound = decode.bound
         if not self.uses_graphs:
             return self._run_decode(bound, plan)
         if ready := self._graphs.get((size, plan)):
@@ -108,13 +111,19 @@ class Runner:
         self._graphs[size, plan] = self._capture(bound, plan)
         return sampled
 
+    def _prepare_decode(self, program: Program, dims: StepDims) -> _Decode:
+        layout = StepLayout(dims, self.limits)
+        bound = self._binder.bind(program, dims, layout.device_views(self._block, dims))
+        host = [layout.host_views(staging.numpy(), dims) for staging in self._stagings]
+        decode = self._decodes[dims.T] = _Decode(bound, host, layout.num_bytes)
+        return decode
+
     def _launch_ragged(self, step: Step) -> Sampled:
         program = next(p for p in self._ragged if p.max_tokens >= step.num_tokens)
         dims = StepDims(step.num_tokens, max(1, len(step.sampling)), len(step.chunks))
         layout = self._ragged_layout
         views = layout.host_views(self._stagings[self._turn].numpy(), dims)
-        self._tables.fill_ragged(step, views)
-        plan = self._tables.plan_of(views)
+        plan = self._tables.fill_ragged(step, views)
         self._send(layout.num_bytes)
         device_views = layout.device_views(self._block, dims)
         ids = device_views["ids"]
@@ -146,7 +155,9 @@ class Runner:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return _Graph(graph, sampled)
 
-    def _decode_program(self, step: Step) -> Program | None:
+    def _find_decode(self, step: Step) -> Program | None:
+        if not step.is_decode:
+            return None
         size = self._decode_size(step)
         return next((p for p in self._decode if p.max_tokens >= size), None)
 
@@ -159,7 +170,6 @@ class Runner:
         """Host blocks and the device block are as large as any step needs; layouts start at its first byte."""
         most = self.limits.max_batch_size
         self._ragged_layout = StepLayout(StepDims(self.limits.max_tokens, most, most), self.limits)
-        self._layouts: dict[StepDims, StepLayout] = {}  # of decodes, by size
         size = max(self._ragged_layout.num_bytes, StepLayout(StepDims(most, most, most), self.limits).num_bytes)
         pinned = self.device.type == "cuda"
         self._stagings = [torch.zeros(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(NUM_STAGINGS)]

@@ -5,6 +5,7 @@ Only torch ops of fixed shape, so that it can be captured in a CUDA graph. Order
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ class SamplePlan:
         return self.draws | self.filters << 1 | self.penalties << 2 | self.biases << 3 | self.logprobs << 4
 
     @staticmethod
+    @functools.cache
     def from_bits(bits: int) -> SamplePlan:
         """The inverse of `bits`; the union of plans is the bitwise or of theirs."""
         return SamplePlan(*(bool(bits >> i & 1) for i in range(5)))
@@ -50,7 +52,7 @@ class SamplePlan:
 class SampleRows:
     """What the sampler reads per row, on the device."""
 
-    slots: torch.Tensor  # i32[S] row of the per-request tables
+    slots: torch.Tensor  # i64[S] row of the per-request tables
     num_outputs: torch.Tensor  # i32[S] tokens generated so far
     params: torch.Tensor  # f32[S, len(PARAMS)]
     uniform: torch.Tensor  # f64[S] in [0, 1)
@@ -115,10 +117,11 @@ class Sampler:
         if plan.draws:
             temperature = rows.params[:, 0]
             tokens = torch.where(temperature == 0, tokens, draw(logits, rows, filters=plan.filters))
-        self.last_token[rows.slots] = tokens.to(torch.int32)
+        short = tokens.to(torch.int32)
+        self.last_token[rows.slots] = short
         if plan.penalties and self._history is not None:
             self._history.count(rows.slots, tokens)
-        return report(raw, tokens) if plan.logprobs else Sampled(tokens.to(torch.int32))
+        return report(raw, tokens, short) if plan.logprobs else Sampled(short)
 
 
 def draw(logits: torch.Tensor, rows: SampleRows, *, filters: bool) -> torch.Tensor:
@@ -145,13 +148,13 @@ def filter_threshold(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Ten
     return torch.maximum(kth, ordered.gather(-1, num_kept - 1))
 
 
-def report(logits: torch.Tensor, tokens: torch.Tensor) -> Sampled:
-    """Log-probabilities of tokens: i64[S] and of the MAX_LOGPROBS most probable ones under logits: f32[S, vocab]."""
+def report(logits: torch.Tensor, tokens: torch.Tensor, short: torch.Tensor) -> Sampled:
+    """Log-probabilities of tokens: i64[S] (short: i32[S] are the same) and of the MAX_LOGPROBS most probable ones under logits: f32[S, vocab]."""
     logprobs = logits.log_softmax(dim=-1)
     chosen = logprobs.gather(-1, tokens[:, None])
     rank = (logprobs > chosen).sum(dim=-1) + 1
     top = logprobs.topk(min(MAX_LOGPROBS, logits.shape[-1]), dim=-1)
-    return Sampled(tokens.to(torch.int32), chosen[:, 0], rank.to(torch.int32), top.values, top.indices.to(torch.int32))
+    return Sampled(short, chosen[:, 0], rank.to(torch.int32), top.values, top.indices.to(torch.int32))
 
 
 class _History:
@@ -178,7 +181,7 @@ class _History:
         return logits - frequency * counts - presence * made
 
     def count(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
-        places = slots.long() * self._counts.shape[1] + tokens
+        places = slots * self._counts.shape[1] + tokens
         self._counts.view(-1).scatter_add_(0, places, torch.ones_like(places, dtype=torch.int32))
 
 

@@ -25,13 +25,11 @@ class Chunk(NamedTuple):
 
 class Step(NamedTuple):
     chunks: list[Chunk]
+    sampling: list[Sequence]  # those of chunks that sample, in their order
     admitted: list[Sequence]  # given a slot in this step
+    grown: list[Sequence]  # given pages in this step
     num_tokens: int
     is_decode: bool  # every chunk is one token that the device sampled itself, into the sequence's slot
-
-    @property
-    def sampling(self) -> list[Chunk]:
-        return [chunk for chunk in self.chunks if chunk.samples]
 
 
 class Scheduler:
@@ -45,6 +43,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._free_slots = list(range(limits.max_batch_size - 1, -1, -1))
         self._num_arrivals = 0
+        self._grown: list[Sequence] = []  # given pages since the last step
 
     @property
     def has_work(self) -> bool:
@@ -71,28 +70,30 @@ class Scheduler:
         admitted: list[Sequence] = []
         if preemptions == self.num_preemptions:
             while budget > 0 and (sequence := self._admit()):
+                length = min(sequence.num_uncomputed, budget)
+                self._reserve(sequence, length)
                 admitted.append(sequence)
-                chunks.append(self._advance(sequence, min(sequence.num_uncomputed, budget)))
-                budget -= chunks[-1].length
-        is_decode = all(chunk.length == 1 and chunk.sequence.token_in_slot for chunk in chunks)
-        for chunk in chunks:
-            if chunk.samples:
-                chunk.sequence.num_pending += 1
-                chunk.sequence.token_in_slot = True
-        return Step(chunks, admitted, self.limits.max_tokens - budget, is_decode)
+                chunks.append(_advance(sequence, length))
+                budget -= length
+        is_decode = all([chunk.sequence.token_in_slot and chunk.length == 1 for chunk in chunks])
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        for sequence in sampling:
+            sequence.num_tokens += 1
+            sequence.token_in_slot = True
+        grown, self._grown = self._grown, []
+        return Step(chunks, sampling, admitted, grown, self.limits.max_tokens - budget, is_decode)
 
-    def complete(self, step: Step, tokens: list[int]) -> list[Sequence]:
-        """Takes the tokens sampled by `step.sampling`; returns the sequences that got one. Tokens of finished sequences are dropped."""
-        changed = []
-        for chunk, token in zip(step.sampling, tokens, strict=True):
-            sequence = chunk.sequence
-            if sequence.is_finished:
+    def complete(self, step: Step, tokens: list[int]) -> list[int]:
+        """Takes the tokens sampled for `step.sampling`; returns the rows whose sequences got theirs. Finished sequences get none."""
+        rows = []
+        for row, (sequence, token) in enumerate(zip(step.sampling, tokens, strict=True)):
+            if sequence.status is Status.FINISHED:
                 continue
+            rows.append(row)
             reason = sequence.accept(token)
-            changed.append(sequence)
             if reason is not None:
                 self.finish(sequence, reason)
-        return changed
+        return rows
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Pages and slot are free at once: what a step in flight still writes there comes before what a later step writes."""
@@ -101,18 +102,19 @@ class Scheduler:
             self._release(sequence)
         elif sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
-        sequence.status, sequence.finish_reason, sequence.num_pending = Status.FINISHED, reason, 0
+        sequence.status, sequence.finish_reason = Status.FINISHED, reason
 
     def _continue_running(self, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
         index = 0
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
-            length = min(sequence.num_uncomputed, budget)
+            length = sequence.num_uncomputed
             if length > 0:
-                if not self._reserve(sequence, sequence.num_computed + length):
+                length = min(length, budget)
+                if sequence.num_computed + length > sequence.num_reserved and not self._reserve(sequence, sequence.num_computed + length):
                     break
-                chunks.append(self._advance(sequence, length))
+                chunks.append(_advance(sequence, length))
                 budget -= length
             index += 1
         return chunks
@@ -130,23 +132,17 @@ class Scheduler:
         sequence.status, sequence.slot = Status.RUNNING, self._free_slots.pop()
         return sequence
 
-    def _advance(self, sequence: Sequence, length: int) -> Chunk:
-        start = sequence.num_computed
-        self._reserve(sequence, start + length)
-        sequence.num_computed = start + length
-        return Chunk(sequence, start, length, sequence.num_computed == sequence.num_tokens)
-
     def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
         """Gives the sequence pages for num_tokens, preempting the latest ones; False if that was itself."""
         missing = self.pool.pages_for(num_tokens) - len(sequence.pages)
-        if missing <= 0:
-            return True
         while self.pool.num_free < missing:
             victim = self.running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
         sequence.pages += self.pool.take(missing)
+        sequence.num_reserved = len(sequence.pages) * self.pool.page_size
+        self._grown.append(sequence)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -160,7 +156,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self.pool.give_back(sequence.pages)
         self._free_slots.append(sequence.slot)
-        sequence.pages, sequence.slot, sequence.token_in_slot = [], NO_SLOT, False
+        sequence.pages, sequence.num_reserved, sequence.slot, sequence.token_in_slot = [], 0, NO_SLOT, False
 
     def check(self) -> None:
         """Pages and slots belong to one sequence each, none is lost, queues are in order of arrival."""
@@ -177,3 +173,9 @@ class Scheduler:
             assert len(sequence.pages) == self.pool.pages_for(sequence.num_computed), "pages do not match the tokens computed"
         for sequence in self.waiting:
             assert sequence.status is Status.WAITING and not sequence.pages and sequence.slot == NO_SLOT
+
+
+def _advance(sequence: Sequence, length: int) -> Chunk:
+    start = sequence.num_computed
+    sequence.num_computed = end = start + length
+    return Chunk(sequence, start, length, end == sequence.num_tokens)

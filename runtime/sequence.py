@@ -20,7 +20,7 @@ class Status(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Tokens are prompt + output + num_pending sampled ones that the host has not read back yet."""
+    """Its tokens are the prompt, the output, and pending ones: sampled in steps that the host has not read back yet."""
 
     request_id: str
     prompt: list[int]
@@ -30,28 +30,30 @@ class Sequence:
     seed: int = 0  # of its random stream
     arrival: int = 0  # order of arrival, set by the scheduler
     output: list[int] = field(default_factory=list)
-    num_pending: int = 0
+    num_tokens: int = 0  # prompt + output + pending
     num_computed: int = 0  # tokens whose keys and values are in the cache once the scheduled steps have run
     pages: list[int] = field(default_factory=list)
+    num_reserved: int = 0  # tokens that its pages hold
     slot: int = NO_SLOT  # row of the per-request tables (last token, counts, parameters) while running
     token_in_slot: bool = False  # the last token was sampled into the slot, so the device can read it there
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.output) + self.num_pending
+    def __post_init__(self) -> None:
+        self.num_tokens = len(self.prompt) + len(self.output)
 
     @property
     def num_outputs(self) -> int:
-        return len(self.output) + self.num_pending
+        return self.num_tokens - len(self.prompt)
+
+    @property
+    def num_pending(self) -> int:
+        return self.num_tokens - len(self.prompt) - len(self.output)
 
     @property
     def num_uncomputed(self) -> int:
         """Tokens to run before the next can be sampled; 0 when no further token is wanted."""
-        if self.num_outputs >= self.max_outputs:
-            return 0
-        return self.num_tokens - self.num_computed
+        return 0 if self.num_tokens - len(self.prompt) >= self.max_outputs else self.num_tokens - self.num_computed
 
     @property
     def is_finished(self) -> bool:
@@ -68,7 +70,6 @@ class Sequence:
 
     def accept(self, token: int) -> FinishReason | None:
         """Appends the oldest pending token, now known; says whether it ends the sequence."""
-        self.num_pending -= 1
         self.output.append(token)
         if token in self.stop_ids and len(self.output) >= self.params.min_tokens:
             return "stop"

@@ -19,13 +19,13 @@ from tilewright.runtime.sequence import Sequence
 
 # What the runner and the sampler add to the manifest's fields. Same form.
 SAMPLE_FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
-    "sample_slots": ("i32", ("S",)),
+    "sample_slots": ("i64", ("S",)),
     "num_outputs": ("i32", ("S",)),
     "params": ("f32", ("S", len(PARAMS))),
     "uniform": ("f64", ("S",)),
 }
-_NUMPY = {"i32": np.int32, "f32": np.float32, "f64": np.float64}
-_TORCH = {"i32": torch.int32, "f32": torch.float32, "f64": torch.float64}
+_NUMPY = {"i32": np.int32, "i64": np.int64, "f32": np.float32, "f64": np.float64}
+_TORCH = {"i32": torch.int32, "i64": torch.int64, "f32": torch.float32, "f64": torch.float64}
 _ALIGNMENT = 256  # bytes; kernels may rely on it
 
 
@@ -90,6 +90,7 @@ class SlotTables:
         self.page_size = limits.page_size
         self.params = np.zeros((num_slots + 1, len(PARAMS)), np.float32)
         self.seeds = np.zeros(num_slots + 1, np.uint64)
+        self.prompt_lengths = np.zeros(num_slots + 1, np.int64)
         self.plan_bits = np.zeros(num_slots + 1, np.uint8)
         self.pages = np.zeros((num_slots + 1, limits.max_pages_per_sequence), np.int32)
         self.padding = num_slots
@@ -98,25 +99,21 @@ class SlotTables:
     def assign(self, sequence: Sequence) -> None:
         self.params[sequence.slot] = param_row(sequence.params)
         self.seeds[sequence.slot] = sequence.seed & 0xFFFFFFFFFFFFFFFF
+        self.prompt_lengths[sequence.slot] = len(sequence.prompt)
         self.plan_bits[sequence.slot] = SamplePlan.of(sequence.params).bits
         self._num_pages[sequence.slot] = 0
 
     def update_pages(self, step: Step) -> None:
-        for chunk in step.chunks:
-            slot, pages = chunk.sequence.slot, chunk.sequence.pages
-            known = self._num_pages[slot]
-            if known < len(pages):
-                self.pages[slot, known : len(pages)] = pages[known:]
-                self._num_pages[slot] = len(pages)
+        for sequence in step.grown:
+            slot, pages = sequence.slot, sequence.pages
+            self.pages[slot, self._num_pages[slot] : len(pages)] = pages[self._num_pages[slot] :]
+            self._num_pages[slot] = len(pages)
 
-    def plan_of(self, views: dict[str, np.ndarray]) -> SamplePlan:
-        return SamplePlan.from_bits(int(np.bitwise_or.reduce(self.plan_bits[views["sample_slots"]])))
-
-    def fill_decode(self, step: Step, views: dict[str, np.ndarray]) -> None:
+    def fill_decode(self, step: Step, views: dict[str, np.ndarray]) -> SamplePlan:
         """One token per sequence, whose id the device has; rows after the last sequence are padding."""
         used = len(step.chunks)
-        slots = np.full(len(views["slots"]), self.padding, np.int32)
-        slots[:used] = [chunk.sequence.slot for chunk in step.chunks]
+        slots = np.full(len(views["slots"]), self.padding, np.int64)
+        slots[:used] = [sequence.slot for sequence in step.sampling]
         views["positions"][:used] = [chunk.start for chunk in step.chunks]
         views["positions"][used:] = 0
         views["query_start"][:] = np.arange(len(views["query_start"]), dtype=np.int32)
@@ -126,9 +123,9 @@ class SlotTables:
         np.take(self.pages, slots, axis=0, out=views["block_table"], mode="clip")
         views["slots"][:] = self._place(slots, views["positions"])
         views["slots"][used:] = -1
-        self._fill_samples(views, slots, [chunk.sequence for chunk in step.chunks])
+        return self._fill_samples(views, slots, step.sampling)
 
-    def fill_ragged(self, step: Step, views: dict[str, np.ndarray]) -> None:
+    def fill_ragged(self, step: Step, views: dict[str, np.ndarray]) -> SamplePlan:
         """Any mixture of chunks. A token that only the device knows is written as -1 - slot."""
         row = 0
         rows: list[int] = []
@@ -149,19 +146,22 @@ class SlotTables:
             row = stop
         views["query_start"][len(step.chunks)] = row
         views["rows"][:] = rows or [0]
-        sequences = [chunk.sequence for chunk in step.chunks if chunk.samples]
-        self._fill_samples(views, np.array([s.slot for s in sequences] or [self.padding], np.int32), sequences)
+        return self._fill_samples(views, np.array([s.slot for s in step.sampling] or [self.padding]), step.sampling)
 
     def _place(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """i32[n]: page * page_size + offset of each position of the sequence in each slot."""
         return self.pages[slots, positions // self.page_size] * self.page_size + positions % self.page_size
 
-    def _fill_samples(self, views: dict[str, np.ndarray], slots: np.ndarray, sequences: list[Sequence]) -> None:
-        """A sequence's sampled token has index num_outputs - 1: the scheduler counts it as pending already."""
+    def _fill_samples(self, views: dict[str, np.ndarray], slots: np.ndarray, sequences: list[Sequence]) -> SamplePlan:
+        """What these rows need of the sampler. The token to be sampled counts in num_tokens already."""
         views["sample_slots"][:] = slots
-        views["num_outputs"][: len(sequences)] = [sequence.num_outputs - 1 for sequence in sequences]
-        views["num_outputs"][len(sequences) :] = 0
+        plan = SamplePlan.from_bits(int(np.bitwise_or.reduce(self.plan_bits[slots])))
+        if plan == SamplePlan():
+            return plan
         np.take(self.params, slots, axis=0, out=views["params"], mode="clip")
         lengths = np.zeros(len(slots), np.int64)
         lengths[: len(sequences)] = [sequence.num_tokens - 1 for sequence in sequences]
-        views["uniform"][:] = uniforms(self.seeds[slots], lengths)
+        np.subtract(lengths, self.prompt_lengths[slots], out=views["num_outputs"], casting="unsafe")
+        if plan.draws:
+            views["uniform"][:] = uniforms(self.seeds[slots], lengths)
+        return plan

@@ -25,7 +25,7 @@ VOCAB = 37
 def make_rows(params, uniform, slots=None, num_outputs=None):
     count = len(params)
     return SampleRows(
-        torch.arange(count, dtype=torch.int32) if slots is None else torch.tensor(slots, dtype=torch.int32),
+        torch.arange(count) if slots is None else torch.tensor(slots),
         torch.tensor(num_outputs or [0] * count, dtype=torch.int32),
         torch.tensor([param_row(p) for p in params]),
         torch.as_tensor(uniform, dtype=torch.float64),

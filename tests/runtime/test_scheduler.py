@@ -45,6 +45,7 @@ class FakeRunner:
     def launch(self, step):
         assert 0 < step.num_tokens <= self.limits.max_tokens
         assert step.num_tokens == sum(chunk.length for chunk in step.chunks)
+        assert step.sampling == [chunk.sequence for chunk in step.chunks if chunk.samples]
         assert len({id(chunk.sequence) for chunk in step.chunks}) == len(step.chunks) <= self.limits.max_batch_size
         for sequence in step.admitted:
             self.last_token[sequence.slot] = None
