@@ -20,6 +20,7 @@ from tilewright.ir.regions import Regime, Region, Template
 from tilewright.ir.types import ITEM_BYTES, TensorType
 
 Language = Literal["triton", "torch"]
+_DTYPES = frozenset(ITEM_BYTES) - {"kv"}
 # buffer: activation read; weight, scale: packed tensor and the scales of an encoded one; step: filled by the runtime; out: activation written.
 Role = Literal["buffer", "weight", "scale", "step", "k_cache", "v_cache", "out"]
 
@@ -143,7 +144,7 @@ def make_plan(
 
 def short_label(region_name: str) -> str:
     """`layers.0.self_attn.qkv` -> `qkv`: the last word that is neither number nor dtype, as an identifier."""
-    words = [w for w in region_name.split(".") if w and not w.isdigit() and w not in ITEM_BYTES] or ["region"]
+    words = [w for w in region_name.split(".") if w and not w.isdigit() and w not in _DTYPES] or ["region"]
     label = re.sub(r"\W", "_", words[-1])
     return f"{label}_" if keyword.iskeyword(label) or label in ("tl", "triton", "torch") else label if not label[0].isdigit() else f"_{label}"
 

@@ -5,6 +5,7 @@ A program has one token; its second index tells which part of the outputs it mak
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,9 +133,6 @@ class _RowsKernel:
 
     def emit(self) -> KernelText:
         w = self.w
-        if self.early:
-            w.line("tl.extra.cuda.gdc_launch_dependents()")
-            w.line("tl.extra.cuda.gdc_wait()")
         w.line("token = tl.program_id(0).to(tl.int64)")
         parts = sum(space.parts for space, _ in self.spaces)
         if parts > 1:
@@ -148,11 +146,27 @@ class _RowsKernel:
                 with w.block(f"if {test}:"):
                     self._emit_space(space, targets, first)
             first += space.parts
+        if self.early:
+            self._wait()
         entry = self.plan.label if self.dim == "T" else f"{self.plan.label}_{self.dim.lower()}"
         source = f"{HEADER}\n\n@triton.jit\ndef {entry}({', '.join(self.used)}):\n{w.text}"
         warps = max(1, min(16, max(next_power_of_two(space.elements) for space, _ in self.spaces) // _ELEMENTS_PER_WARP))
         grid = (Extent(1, self.dim, 1), Extent(parts), Extent())
         return KernelText(entry, source, self.used, {}, warps, 1, grid, self.early)
+
+    def _wait(self) -> None:
+        """What reads packed weights alone may run before the kernel before this one has ended, and stands above the wait."""
+        known = {p.name for p in self.plan.inputs if p.role in ("weight", "scale")} | {"tl", "None", "mask", "other"}
+        above: list[str] = []
+        below: list[str] = []
+        for line in self.w.lines:
+            name, is_assignment, text = line.strip().partition(" = ")
+            free = set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", text.split("  # ")[0]))
+            is_ready = bool(is_assignment) and name.isidentifier() and not line.startswith(" " * 5) and free <= known
+            (above if is_ready else below).append(line)
+            known |= {name} if is_ready else set()
+        wait = ["    tl.extra.cuda.gdc_launch_dependents()", "    tl.extra.cuda.gdc_wait()"]
+        self.w.lines[:] = [*above, *wait, *below]
 
     def _emit_space(self, space: Space, targets: list[Target], first: int) -> None:
         self.e.reducer = self._reducer(space)
