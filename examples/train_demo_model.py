@@ -55,7 +55,7 @@ class Recipe:
 def main() -> None:
     """Read the flags, train, save, and show what the model writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps (default 1500)")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps (default 600)")
     parser.add_argument("--out", type=Path, default=HERE / "demo_model", help="directory of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
