@@ -109,7 +109,7 @@ def _run(blocks: list[Block], at: int, period: int) -> Run | None:
     if first is None or second is None:
         return None
     carry = _carried(first, second)
-    if carry is None:
+    if carry is None or not _are_yielded(carry, second, period):
         return None
     turns = 2
     while _turn(blocks, at, period, turns) == second:
@@ -154,6 +154,16 @@ def _carried(first: list[str], second: list[str]) -> dict[str, str] | None:
     return carry
 
 
+def _are_yielded(carry: dict[str, str], body: list[str], period: int) -> bool:
+    """Each carried value is made by the turn before, and the first turn starts with one from outside."""
+    made = {name for line in body for name in NAME.findall(line.partition(" = ")[0])}
+    return all(_next_turn(previous, period) in made and "{L" not in start for previous, start in carry.items())
+
+
+def _next_turn(name: str, period: int) -> str:
+    return re.sub(r"\{L-(\d+)\}", lambda m: _placeholder(period - int(m[1])), name)
+
+
 def _print_run(run: Run, first: Block) -> Iterator[str]:
     names = {previous: f"%{'h' if i == 0 else f'h{i + 1}'}" for i, (previous, _) in enumerate(run.carry)}
     step = f" step {run.period}" if run.period > 1 else ""
@@ -164,7 +174,7 @@ def _print_run(run: Run, first: Block) -> Iterator[str]:
     for line in run.body:
         yield INDENT + _shorten(NAME.sub(lambda m: names.get(m[0], m[0]), line), first.stem)
     if run.carry:
-        yields = ", ".join(re.sub(r"\{L-(\d+)\}", lambda m: _placeholder(run.period - int(m[1])), previous) for previous, _ in run.carry)
+        yields = ", ".join(_next_turn(previous, run.period) for previous, _ in run.carry)
         yield INDENT * 2 + "yield " + _shorten(yields, first.stem)
     yield INDENT + "}"
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from tilewright.ir.errors import GraphError
 from tilewright.ir.types import TensorType
 
-Attr = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | None
+Attr = int | float | bool | str | tuple[int | float | str, ...] | None
 # core: as traced; semantic: raised, what the model means; paged: split on the KV pages, ready for regions.
 Level = Literal["core", "semantic", "paged"]
 Types = tuple[TensorType, ...]

@@ -1,0 +1,146 @@
+"""Runs a pipeline: verifies after each pass, times, counts, validates numerically, dumps snapshots, and leaves a crash file that runs again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tilewright.ir.errors import PassError, TilewrightError
+from tilewright.ir.events import Event, EventLog, Miss
+from tilewright.ir.fold import fold_text
+from tilewright.ir.graph import Graph
+from tilewright.ir.verifier import verify
+from tilewright.passes.registry import Step, parse_pipeline, print_pipeline
+from tilewright.passes.rewriter import Rewriter
+from tilewright.passes.validation import Validator
+
+
+@dataclass(frozen=True, slots=True)
+class PassRow:
+    """What one pass did."""
+
+    number: int
+    name: str  # with its options
+    ops_before: int
+    ops_after: int
+    events: tuple[Event, ...]
+    misses: tuple[Miss, ...]
+    seconds: float
+    error: float | None = None  # relative error of the outputs that it added; None where validation is off
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        error = f"   error {self.error:.1e}" if self.error is not None else ""
+        line = f"{self.number:2d} {self.name:36s} ops {self.ops_before:5d} -> {self.ops_after:5d}   events {len(self.events):4d}{error}"
+        return "\n".join([line, *(f"   warning: {w}" for w in self.warnings)])
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Rows of a whole pipeline, in order."""
+
+    pipeline: str
+    rows: tuple[PassRow, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.rows))
+
+
+@dataclass
+class PassManager:
+    """Runs passes in order. The graph is changed in place and verifies after each of them, or the run raises."""
+
+    steps: Sequence[Step]
+    dump: Path | None = None  # folder for NN-name.ir, NN-name.events.jsonl; made where it is missing
+    validator: Validator | None = None  # runs the graph before and after each pass
+    limit: int | None = None  # rewrites allowed over all passes
+    stop_after: str = ""  # name of the last pass to run
+    on_pass: Callable[[PassRow], None] = lambda row: None
+    log: EventLog = field(default_factory=EventLog)
+
+    @staticmethod
+    def of(pipeline: str, **options: object) -> PassManager:
+        """From pipeline text; options are the fields."""
+        return PassManager(parse_pipeline(pipeline), **options)  # type: ignore[arg-type]
+
+    def run(self, graph: Graph) -> Report:
+        """Raises PassError for a pass that fails, GraphError for one that leaves a graph that does not verify."""
+        if self.stop_after and self.stop_after not in [s.info.name for s in self.steps]:
+            raise PassError("pipeline", f"stop_after={self.stop_after!r} names none of its passes", print_pipeline(self.steps))
+        self.log.limit = self.limit
+        graph.sort()
+        verify(graph)
+        self._dump_ir("00-import.ir", graph)
+        if self.validator is not None:
+            self.validator.start(graph)
+        rows: list[PassRow] = []
+        for number, step in enumerate(self.steps, 1):
+            rows.append(self._run_one(graph, number, step))
+            self.on_pass(rows[-1])
+            if step.info.name == self.stop_after:
+                break
+        return Report(print_pipeline(self.steps), tuple(rows))
+
+    def _run_one(self, graph: Graph, number: int, step: Step) -> PassRow:
+        name = f"{number:02d}-{step.info.name}"
+        before, num_events, num_misses = fold_text(graph), len(self.log.events), len(self.log.misses)
+        num_ops, num_anchors = len(graph), len(graph.find(step.info.per_layer)) if step.info.per_layer else 0
+        started = time.perf_counter()
+        try:
+            step.make().run(graph, Rewriter(graph, self.log, step.info.name))
+            graph.sort()
+            verify(graph, **({"levels": step.info.levels} if step.info.levels else {}))
+            error = self.validator.check(graph, step.info.name, step.info.tolerance) if self.validator is not None else None
+        except Exception as failure:
+            self._dump_crash(name, before, step, failure)
+            if isinstance(failure, TilewrightError):
+                failure.add_note(f"in pass {number}, {step}")
+                raise
+            raise PassError(f"pass {step.info.name}", f"failed: {failure!r}", "the note shows where") from failure
+        events, misses = tuple(self.log.events[num_events:]), tuple(self.log.misses[num_misses:])
+        warnings = _count_warnings(step, num_anchors, events, misses)
+        row = PassRow(number, str(step), num_ops, len(graph), events, misses, time.perf_counter() - started, error, warnings)
+        self._dump_row(name, before, graph, row)
+        return row
+
+    # -- dumps ------------------------------------------------------------------------------------------------------------------
+    def _dump_ir(self, name: str, graph: Graph) -> None:
+        if self.dump is not None:
+            self.dump.mkdir(parents=True, exist_ok=True)
+            _write(self.dump / name, fold_text(graph))
+
+    def _dump_row(self, name: str, before: str, graph: Graph, row: PassRow) -> None:
+        if self.dump is None:
+            return
+        after = fold_text(graph)
+        _write(self.dump / f"{name}.{'same' if after == before else 'ir'}", "" if after == before else after)
+        if row.events or row.misses:
+            records: list[Event | Miss] = [*row.events, *row.misses]
+            _write(self.dump / f"{name}.events.jsonl", "".join(json.dumps(dataclasses.asdict(r), sort_keys=True) + "\n" for r in records))
+
+    def _dump_crash(self, name: str, before: str, step: Step, failure: Exception) -> None:
+        if self.dump is None:
+            return
+        _write(self.dump / f"{name}.FAILED.ir", f"// run again: tilewright opt {name}.FAILED.ir -p '{step}'\n{before}")
+        _write(self.dump / f"{name}.traceback.txt", "".join(traceback.format_exception(failure, chain=False)[-1:]))
+
+
+def _count_warnings(step: Step, num_anchors: int, events: Sequence[Event], misses: Sequence[Miss]) -> tuple[str, ...]:
+    """A pass that fires once per layer and fired less says where and why; one that fires nowhere is left in peace."""
+    if not step.info.per_layer or not events or len(events) >= num_anchors:
+        return ()
+    reasons = "; ".join(f"{m.anchor}: {m.reason}" for m in misses[:3]) or "no place looked like its pattern"
+    return (f"{step.info.name} fired {len(events)} times for {num_anchors} layers ({reasons})",)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,70 @@
+"""Raises rotary embeddings (Su et al. 2021) written with rotate-half or rotate-pairs, on whole heads or their first columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tilewright.ir.graph import Op, Value
+from tilewright.passes.pattern import Match
+from tilewright.passes.registry import rewrite
+from tilewright.passes.rewriter import Change, Rewriter
+
+HALF = "add(mul(x, cos), mul(concat(neg(slice{start=high}(x)), slice{stop=low}(x)), sin))"
+PAIRS = "add(mul(x, cos), mul(reshape(concat(reshape(neg(slice{start=odd step=2}(x))), reshape(slice{start=even step=2}(x)))), sin))"
+
+
+@rewrite("raise-rotary", f"concat({HALF}, rest)", f"concat({PAIRS}, rest)", HALF, PAIRS, per_layer="attention")
+def raise_rotary(m: Match, rw: Rewriter) -> str | None:
+    """x cos + turn(x) sin per head -> rotary on [T, heads * head_dim]."""
+    whole = _whole_heads(m)
+    if isinstance(whole, str):
+        return whole
+    if m.attrs.get("high", m.attrs.get("low")) != m.attrs.get("low"):
+        return f"the halves are cut at {m.high} and {m.low}"
+    layout = "half" if "low" in m.attrs else "interleaved"
+    tables = [_table(v, m.x.type.shape[-1]) for v in (m.cos, m.sin)]
+    if any(isinstance(t, str) for t in tables):
+        return next(t for t in tables if isinstance(t, str))
+    by_token = whole.type.shape[0] == "T"
+    with rw.change(m.root, [*m.ops, *_slices([m.x, m.values.get("rest")])]) as change:
+        heads = whole if by_token else change.emit("transpose", [whole], {"perm": (1, 0, 2)})
+        _, num_heads, head_dim = heads.type.shape
+        flat = change.emit("reshape", [heads], {"shape": ("T", int(num_heads) * int(head_dim))})
+        cos, sin = (_flatten(change, t) for t in tables if isinstance(t, Value))
+        turned = change.emit("rotary", [flat, cos, sin], {"head_dim": head_dim, "layout": layout}, name=f"{m.root.name}.rotary")
+        result = change.emit("reshape", [turned], {"shape": heads.type.shape})
+        change.take_over(result if by_token else change.emit("transpose", [result], {"perm": (1, 0, 2)}), m.root)
+    return None
+
+
+def _whole_heads(m: Match) -> Value | str:
+    """The tensor [T, heads, head_dim] or [heads, T, head_dim] that is turned, with the columns that are kept; or why there is none."""
+    x = m.x
+    if "rest" in m.values:
+        pieces = _slices([m.x, m.rest])
+        if len(pieces) != 2 or pieces[0].inputs[0] is not pieces[1].inputs[0]:
+            return "the parts that are turned and kept are not slices of one tensor"
+        if pieces[0].attrs["start"] != 0 or pieces[0].attrs["stop"] != pieces[1].attrs["start"]:
+            return "the parts that are turned and kept are not its first and last columns"
+        x = pieces[0].inputs[0]
+    if x.type != m.root.type:
+        return f"it turns {x.type} into {m.root.type}"
+    return x if x.type.rank == 3 and "T" in x.type.shape[:2] else f"x is {x.type}, not [T, heads, head_dim] or [heads, T, head_dim]"
+
+
+def _table(value: Value, width: object) -> Value | str:
+    """cos or sin as [T, R], looked at through reshapes."""
+    base = value
+    while base.producer is not None and base.producer.name == "reshape" and base.type.rank > 2:
+        base = base.producer.inputs[0]
+    shape = [d for d in base.type.shape if d != 1]
+    return base if shape == ["T", width] else f"{value!r} is no table [T, {width}]"
+
+
+def _flatten(change: Change, table: Value) -> Value:
+    shape = tuple(d for d in table.type.shape if d != 1)
+    return table if table.type.shape == shape else change.emit("reshape", [table], {"shape": shape})
+
+
+def _slices(values: Iterable[Value | None]) -> list[Op]:
+    return [v.producer for v in values if v is not None and v.producer is not None and v.producer.name == "slice" and v.producer.attrs["step"] == 1]

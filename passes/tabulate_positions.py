@@ -1,0 +1,91 @@
+"""Turns what depends on positions alone (cos and sin of rotary embeddings, whatever their scaling) into constant tables read by position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.errors import PassError
+from tilewright.ir.graph import Graph, Op, Value
+from tilewright.ir.opdef import Attr
+from tilewright.passes.registry import register_pass
+from tilewright.passes.rewriter import Change, Rewriter
+
+GATHERS = ("gather_rows", "embedding")
+
+
+@register_pass("tabulate-positions")
+@dataclass(frozen=True)
+class TabulatePositions:
+    """f(positions) -> gather_rows(@table, positions), table = f(0 .. length - 1)."""
+
+    length: int = 0  # positions in a table: the longest sequence that will be served; 0: as many as the graph's T may have
+
+    def run(self, graph: Graph, rw: Rewriter) -> None:
+        """Raises PassError where the graph has no input %positions."""
+        positions = next((v for v in graph.inputs if v.name == "positions"), None)
+        if positions is None:
+            raise PassError("tabulate-positions", "the graph has no input %positions", "it has " + ", ".join(v.display for v in graph.inputs))
+        length = self.length or graph.dims["T"].high
+        alone = _depends_on(graph, positions)
+        for value in [v for v in alone if _is_frontier(graph, v, alone) and not rw.log.is_exhausted]:
+            _tabulate(value, positions, length, alone, rw)
+
+
+def _depends_on(graph: Graph, positions: Value) -> dict[Value, None]:
+    """Values that depend on positions and constants only, in order."""
+    found: dict[Value, None] = {positions: None}
+    for op in graph.ops:
+        if not op.is_const and all(v.is_const or v in found for v in op.inputs):
+            found.update(dict.fromkeys(op.results))
+    return found
+
+
+def _is_frontier(graph: Graph, value: Value, alone: dict[Value, None]) -> bool:
+    """Read by something that depends on more; of floats with positions as rows. Views of a table stay views."""
+    producer = value.producer
+    if producer is None or producer.name in ("reshape", "expand") or _is_gather(producer) or value.type.shape[0] != "T":
+        return False
+    return _has_outside_reader(graph, value, alone)
+
+
+def _has_outside_reader(graph: Graph, value: Value, alone: dict[Value, None]) -> bool:
+    for user in value.users:
+        if user.results[0] not in alone or (user.name in ("reshape", "expand") and _has_outside_reader(graph, user.result, alone)):
+            return True
+    return value in graph.outputs
+
+
+def _is_gather(op: Op) -> bool:
+    return op.name in GATHERS and op.inputs[0].is_const
+
+
+def _tabulate(value: Value, positions: Value, length: int, alone: dict[Value, None], rw: Rewriter) -> None:
+    cone = _cone(value, alone)
+    symbols = {d for op in cone for v in op.results for d in v.type.shape if isinstance(d, str)}
+    if symbols - {"T"}:
+        return rw.missed(value, f"its shape depends on {', '.join(sorted(symbols - {'T'}))} too")
+    with rw.change(value, cone, reason=f"depends on positions alone: {length} rows, computed once") as change:
+        copies: dict[Value, Value] = {positions: change.emit("iota", [], {"size": length, "dtype": positions.type.dtype}, name=f"{value.name}.iota")}
+        for op in cone:
+            copies[op.result] = _copy(change, op, copies, length)
+        change.relate(copies[value], "table", value)
+        change.take_over(change.emit("gather_rows", [copies[value], positions]), value)
+
+
+def _cone(value: Value, alone: dict[Value, None]) -> list[Op]:
+    needed, waiting = {value}, [value]
+    while waiting:
+        op = waiting.pop().producer
+        for operand in op.inputs if op is not None else []:
+            if operand in alone and operand not in needed:
+                needed.add(operand)
+                waiting.append(operand)
+    return [v.producer for v in alone if v in needed and v.producer is not None]
+
+
+def _copy(change: Change, op: Op, copies: dict[Value, Value], length: int) -> Value:
+    def static(attr: Attr) -> Attr:
+        return tuple(length if d == "T" else d for d in attr) if isinstance(attr, tuple) else attr  # type: ignore[return-value]
+
+    operands = [copies.get(v, v) if v is not None else None for v in op.operands]
+    return change.emit(op.definition, operands, {k: static(a) for k, a in op.attrs.items()}, name=f"{op.result.name}.table", loc=op.loc)
