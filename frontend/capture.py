@@ -81,7 +81,8 @@ def capture_model(cls: type[PreTrainedModel], config: PretrainedConfig, dtype: t
     with _registered(paths):
         skeleton = build_skeleton(cls, config, dtype, attention=IMPLEMENTATION if through_interface else None, max_model_len=max_model_len)
         if "logits_to_keep" not in inspect.signature(skeleton.model.forward).parameters:
-            raise TraceError(cls.__name__, "its forward takes no logits_to_keep, so logits cannot be limited to the rows asked for")
+            problem = "its forward gives no logits for chosen rows (no argument logits_to_keep)"
+            raise TraceError(cls.__name__, problem, "pass a causal language model (a class named ...ForCausalLM)")
         paths.update((module, path) for path, module in skeleton.model.named_modules())
         try:
             program = _export(FlatModel(skeleton.model))

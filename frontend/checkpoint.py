@@ -6,7 +6,7 @@ Names are those of the model's parameters; a checkpoint's own names are brought 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,15 @@ class _Entry:
     converter: WeightConverter | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor of a file, from its header."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class Checkpoint:
     """Sharded safetensors: headers are read when it is opened, one tensor when it is asked for, one shard open at a time."""
 
@@ -106,9 +115,9 @@ class Checkpoint:
         """`model`: the same architecture on the meta device, whose parameter names are the names here. Raises CheckpointError."""
         self.directory = Path(directory)
         self._model = model
-        self._shards = _find_shards(self.directory)  # name in the files -> file name
+        self._stored = _read_headers(self.directory)
         self._tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-        self._entries = _plan(model, self._shards)
+        self._entries = _plan(model, self._stored)
         self._open_name: str | None = None
         self._open_file: Any = None
 
@@ -121,17 +130,17 @@ class Checkpoint:
         if entry.converter is not None:
             tensor = self.load(name)
             return tuple(tensor.shape), tensor.dtype
-        part = self._read(entry.sources[0][0], lambda file, key: file.get_slice(key))
-        return tuple(part.get_shape()), _SAFETENSORS_DTYPES[part.get_dtype()]
+        stored = self._stored[entry.sources[0][0]]
+        return stored.shape, stored.dtype
 
     def load(self, name: str) -> Tensor:
         """The tensor of a parameter, in the dtype of the file. Raises CheckpointError."""
         entry = self._entry(name)
         if entry.converter is None:
-            return self._read(entry.sources[0][0], lambda file, key: file.get_tensor(key))
+            return self._read(entry.sources[0][0])
         converter = deepcopy(entry.converter)
         for key, pattern in entry.sources:
-            converter.add_tensor(name, key, pattern or "", self._read(key, lambda file, k: file.get_tensor(k)))
+            converter.add_tensor(name, key, pattern or "", self._read(key))  # type: ignore[arg-type]  # a tensor in place of its future
         made = converter.convert(name, model=self._model, config=self._model.config)
         result = made[name]
         return result[0] if isinstance(result, list) else result
@@ -145,15 +154,14 @@ class Checkpoint:
                 return self._entries[alias]
         raise CheckpointError(str(self.directory), f"has no tensor for {name!r}", suggest(name, self._entries) if self._entries else "it is empty")
 
-    def _read(self, key: str, take: Callable[[Any, str], Any]) -> Any:
-        shard = self._shards[key]
+    def _read(self, key: str) -> Tensor:
+        file = self._stored[key].file
+        if self._open_name != file:
+            self._open_name, self._open_file = file, _open_shard(self.directory / file)
         try:
-            if self._open_name != shard:
-                self._open_file = _open_shard(self.directory / shard)
-                self._open_name = shard
-            return take(self._open_file, key)
+            return self._open_file.get_tensor(key)
         except SafetensorError as error:
-            raise CheckpointError(str(self.directory / shard), f"has no readable tensor {key!r}: {error}", "download the file again") from error
+            raise CheckpointError(str(self.directory / file), f"has no readable tensor {key!r}: {error}", "download the file again") from error
 
 
 _SAFETENSORS_DTYPES = {
@@ -173,24 +181,34 @@ def _open_shard(path: Path) -> Any:
         ) from error
 
 
-def _find_shards(directory: Path) -> dict[str, str]:
-    """Name of each tensor -> file that holds it. Every file is opened once, so that a truncated one is found before the work starts."""
-    index, single = directory / INDEX_FILE, directory / SINGLE_FILE
-    if index.is_file():
-        try:
-            shards = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(str(index), f"is not an index of shards: {error!r}", "download the file again") from error
-        for shard in sorted(set(shards.values())):
-            held = set(_open_shard(directory / shard).keys())
-            missing = [name for name, file in shards.items() if file == shard and name not in held]
-            if missing:
-                raise CheckpointError(str(directory / shard), f"lacks {missing[0]!r}, which the index says it holds", "download the checkpoint again")
-        return shards
-    files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+def _read_headers(directory: Path) -> dict[str, _Stored]:
+    """Every tensor of the files. Each file is opened once, so that a truncated one is found before the work starts."""
+    named = _read_index(directory)
+    single = directory / SINGLE_FILE
+    files = sorted(set(named.values())) or ([SINGLE_FILE] if single.is_file() else sorted(p.name for p in directory.glob("*.safetensors")))
     if not files:
         raise _no_weights(directory)
-    return {name: file.name for file in files for name in _open_shard(file)}
+    stored: dict[str, _Stored] = {}
+    for name in files:
+        shard = _open_shard(directory / name)
+        for key in shard.keys():  # noqa: SIM118  # a file, not a dict
+            part = shard.get_slice(key)
+            stored[key] = _Stored(name, tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8))
+    for key, name in named.items():
+        if key not in stored:
+            raise CheckpointError(str(directory / name), f"lacks {key!r}, which the index says it holds", "download the checkpoint again")
+    return stored
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    """Name of each tensor -> its file, as the index of a sharded checkpoint says; empty where there is none."""
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        return {}
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(str(index), f"is not an index of shards: {error!r}", "download the file again") from error
 
 
 def _no_weights(directory: Path) -> CheckpointError:

@@ -52,6 +52,7 @@ def _narrow_pointwise(graph: Graph, before: Node, x: Node, axis: int, done: dict
     """Operands that broadcast along the axis stay; the others must be narrowed too, all by the same factor."""
     rank, size = x.meta["val"].dim(), x.meta["val"].shape[axis]
     arguments: list[object] = []
+    sizes: set[object] = set()
     for operand in x.args:
         if isinstance(operand, Node):
             mine = axis - rank + operand.meta["val"].dim()
@@ -59,8 +60,9 @@ def _narrow_pointwise(graph: Graph, before: Node, x: Node, axis: int, done: dict
                 operand = _narrow(graph, before, operand, mine, done)
                 if operand is None:
                     return None
+                sizes.add(operand.meta["val"].shape[mine])
         arguments.append(operand)
-    return insert_call(graph, before, x.target, *arguments, **x.kwargs)
+    return None if len(sizes) != 1 else insert_call(graph, before, x.target, *arguments, **x.kwargs)
 
 
 def _from_merged_expand(graph: Graph, before: Node, x: Node, axis: int) -> Node | None:

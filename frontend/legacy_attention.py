@@ -161,7 +161,8 @@ def _replace(capture: Capture, found: WrittenAttention, meaning: MaskMeaning) ->
             graph, out, torch.ops.tilewright.attention.default, q, k, v, layer, found.scale, meaning.window, None, None, slopes
         )  # fmt: skip
         result = insert_call(graph, out, ATEN.transpose.int, result, 0, 1)
-        result = insert_call(graph, out, ATEN.reshape.default, result, list(out.meta["val"].shape))
+        if out.meta["val"].dim() == 4:
+            result = insert_call(graph, out, ATEN.unsqueeze.default, result, 0)
     out.replace_all_uses_with(result)
     graph.erase_node(out)
 

@@ -37,8 +37,6 @@ class Skeleton:
 def find_model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The causal language model class of a config. Raises TraceError."""
     mapping = AutoModelForCausalLM._model_mapping
-    if config.is_encoder_decoder:
-        raise TraceError(f"model type {config.model_type!r}", "is an encoder-decoder", "pass a decoder-only language model")
     if type(config) not in mapping:
         raise TraceError(
             f"model type {config.model_type!r}", "has no causal language model class in transformers", "pass a decoder-only language model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,20 @@ class TraceWeights:
     def load(self, name: str) -> Tensor:
         """Raises CheckpointError where the tensor is missing or has another shape than the model's config says."""
         tensor = self.constants[name] if name in self.constants else self.source.load(name)
-        declared = self._types.get(name)
-        if declared is None:
-            return tensor
-        if tuple(tensor.shape) != declared.shape:
-            raise CheckpointError(
-                f"@{name}", f"the checkpoint holds {list(tensor.shape)}, config.json asks for {list(declared.shape)}", "they belong to two models"
-            )
-        return tensor.to(_DTYPE_OF_NAME[declared.dtype])
+        self._check_shape(name, tuple(tensor.shape))
+        return tensor.to(_DTYPE_OF_NAME[self._types[name].dtype]) if name in self._types else tensor
+
+    def check_shapes(self) -> None:
+        """That every parameter is there with the shape of the graph, from the headers alone. Raises CheckpointError."""
+        for name in self._types:
+            if name not in self.constants:
+                self._check_shape(name, self.source.shape_dtype(name)[0])
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        declared = self._types[name].shape if name in self._types else shape
+        if shape != declared:
+            problem = f"the checkpoint holds {list(shape)}, config.json asks for {list(declared)}"
+            raise CheckpointError(f"@{name}", problem, "config.json and the weights belong to different models")
 
 
 _DTYPE_OF_NAME = {name: dtype for dtype, name in DTYPES.items() if dtype != torch.int64}
@@ -85,8 +92,10 @@ def trace(model: str | Path | PreTrainedModel, dtype: str | torch.dtype | None =
     config = read_config(directory)
     capture, imported = trace_config(config, dtype, max_model_len)
     source = Checkpoint(directory, capture.skeleton.model)
+    weights = TraceWeights(imported.graph, source, imported.constants)
+    weights.check_shapes()
     info = _describe(str(model), capture, imported, _eos_token_ids(config, _generation_config(directory)))
-    return Trace(imported.graph, TraceWeights(imported.graph, source, imported.constants), info, directory, find_tokenizer_files(directory))
+    return Trace(imported.graph, weights, info, directory, find_tokenizer_files(directory))
 
 
 def _trace_object(model: PreTrainedModel, dtype: str | torch.dtype | None, max_model_len: int | None) -> Trace:
@@ -107,11 +116,15 @@ def trace_config(
     config: PretrainedConfig, dtype: str | torch.dtype | None = None, max_model_len: int | None = None, cls: type[PreTrainedModel] | None = None
 ) -> tuple[Capture, Imported]:
     """The graph of a config alone, without weights. Raises TraceError."""
+    if config.is_encoder_decoder:
+        raise TraceError(f"model type {config.model_type!r}", "is an encoder-decoder", "pass a decoder-only language model")
     config = copy.deepcopy(config)
     cls = cls or find_model_class(config)
     length = max_model_len or max_positions(config)
-    capture = capture_model(cls, config, _torch_dtype(dtype, config), length)
-    capture.program = normalize(capture.program)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.export's own
+        capture = capture_model(cls, config, _torch_dtype(dtype, config), length)
+        capture.program = normalize(capture.program)
     if not capture.through_interface:
         restore_attention(capture)
     imported = import_graph(capture, str(config.model_type))
@@ -175,7 +188,14 @@ def _describe(name: str, capture: Capture, imported: Imported, eos_token_ids: tu
 
 
 def _generation_config(directory: Path) -> GenerationConfig | None:
-    return GenerationConfig.from_pretrained(directory) if (directory / "generation_config.json").is_file() else None
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(str(file), f"cannot be read: {reason}", "download the file again, or delete it: config.json has defaults") from error
 
 
 def _eos_token_ids(config: PretrainedConfig, generation: GenerationConfig | None) -> tuple[int, ...]:
