@@ -24,6 +24,12 @@ from tilewright.ir.types import ITEM_BYTES
 
 _WORKSPACES = ("partial", "level")
 _ONE = Extent()
+# Names that the template gives; no parameter has one of them.
+LOCALS = (
+    "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
+    "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
+    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "averages", "average",
+)  # fmt: skip
 
 
 @template("attend", "triton")
@@ -107,12 +113,12 @@ class _Maker:
         w.line(f"part = (sequence * {shape.heads} + query_head) * {splits}")
         w.line(f'found = tl.load(level + part + split, mask=split < {splits}, other=float("-inf"))')
         w.line("highest = tl.max(found, 0)[None, :]")
-        w.line('weight = tl.where(found > float("-inf"), tl.exp2(found - highest), 0.0)')
+        w.line('split_weight = tl.where(found > float("-inf"), tl.exp2(found - highest), 0.0)')
         w.line(f"averages = partial + part * {shape.value_dim}")
         inside = f" & (e < {shape.value_dim})" if shape.value_dim != self.block_e else ""
-        w.line(f"average = tl.load(averages + split * {shape.value_dim} + e, mask=(weight > 0.0){inside}, other=0.0)")
-        w.line("total = tl.sum(weight, 0)[None, :]")
-        w.line("result = tl.sum(average * weight, 0)[None, :] / tl.where(total > 0.0, total, 1.0)")
+        w.line(f"average = tl.load(averages + split * {shape.value_dim} + e, mask=(split_weight > 0.0){inside}, other=0.0)")
+        w.line("total = tl.sum(split_weight, 0)[None, :]")
+        w.line("result = tl.sum(average * split_weight, 0)[None, :] / tl.where(total > 0.0, total, 1.0)")
         self._write_outputs(w, "result", Index("sequence"), ())
         constants = {"BLOCK_S": next_power_of_two(splits), "BLOCK_E": self.block_e}
         text = self._kernel("reduce_splits", w, (Extent(1, "B"), Extent(shape.heads), _ONE), constants, has_loop=False)
@@ -178,8 +184,7 @@ class _Maker:
     # -- both -------------------------------------------------------------------------------------------------------------------
     def _start(self) -> Writer:
         names = [p.name for p in self.plan.parameters] + list(self.constants)
-        own = "row head sequence split token query_head position last length tile result acc total highest part begin end"
-        return Writer([*names, *own.split(), "B", "T"])
+        return Writer([*names, *LOCALS, "B"])
 
     def _wait(self, w: Writer) -> None:
         if self.early:

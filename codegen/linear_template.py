@@ -21,6 +21,11 @@ from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
 
 VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
+# Names that the templates give; no parameter has one of them, since parameters are named after operands of ops and tensors of the step.
+LOCALS = (
+    "program", "first_m", "first_n", "m", "n", "n_row", "weight_rows", "step", "depth", "start", "ahead", "current", "bits", "acc", "even", "odd",
+    "tiles_m", "group", "group_size", "place", "k_probe",
+)  # fmt: skip
 _FEW_ROWS = 64  # rows whose logits are wanted are few, however many tokens a step has
 
 
@@ -116,7 +121,7 @@ class _Kernel:
         self.constants = {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
         if not self.is_vector:
             self.constants = {"BLOCK_M": tile.block_m, **self.constants, **({"GROUP_M": tile.group_m} if tile.group_m > 1 else {})}
-        self.w = HoistingWriter((*self.parameters, *self.constants, "m", "n", "k", "start", "acc", "program"))
+        self.w = HoistingWriter((*self.parameters, *self.constants, *LOCALS))
         reducer = LoopedRow(tile.block_m, tile.block_k)
         self.e = Evaluator(product.plan, self.w, reducer, notes)
         self.stored = StoredEvaluator(product.plan, self.w, reducer, notes)
@@ -142,8 +147,8 @@ class _Kernel:
         w.line("first_n = program * BLOCK_N")
         column = self._columns()
         self._locate_weight()
-        w.line("k = tl.arange(0, BLOCK_K)[None, :]")
-        w.line(f"ahead = {self._weight_tile('step', 'k')}")
+        w.line("depth = tl.arange(0, BLOCK_K)[None, :]")
+        w.line(f"ahead = {self._weight_tile('step', 'depth')}")
         self._wait()
         self._hoist_rows(ZERO)
         self._load_epilogue_early(ZERO, column)
@@ -152,10 +157,10 @@ class _Kernel:
             self._accumulate("ahead", self._at_k(ZERO))
         else:
             with w.block(f"for start in range(0, {k}, BLOCK_K):"):
-                w.line("w = ahead")
-                w.line("k = start + tl.arange(0, BLOCK_K)[None, :]")
-                w.line(f"ahead = {self._weight_tile('start + BLOCK_K + step', 'k + BLOCK_K')}")
-                self._accumulate("w", self._at_k(ZERO))
+                w.line("current = ahead")
+                w.line("depth = start + tl.arange(0, BLOCK_K)[None, :]")
+                w.line(f"ahead = {self._weight_tile('start + BLOCK_K + step', 'depth + BLOCK_K')}")
+                self._accumulate("current", self._at_k(ZERO))
         w.line("acc = tl.sum(acc, 1)[None, :]")
         self._write_outputs(ZERO, column)
 
@@ -166,11 +171,15 @@ class _Kernel:
         if not last or self.product.k % self.tile.block_k:
             masks.append(f"{k} < {self.product.k}")
         masked = f", mask={' & '.join(f'({m})' for m in masks)}, other=0" if masks else ""
-        return f'tl.load(rows + {offset}{masked}, eviction_policy="evict_first")'
+        return f'tl.load(weight_rows + {offset}{masked}, eviction_policy="evict_first")'
 
     def _accumulate(self, tile: str, at: At) -> None:
-        x = self.e.value(self.product.x, at)
-        self.w.line(f"acc += {tile}.to(tl.float32) * {x}" if self.product.weight.type.dtype != "f32" else f"acc += {tile} * {x}")
+        x, dtype = self.e.value(self.product.x, at), self.product.weight.type.dtype
+        if dtype == "i8" and self.tile.bit_convert:
+            self.w.line(f"bits = {tile}.to(tl.uint8, bitcast=True).to(tl.int32) ^ 0x4B000080", "2 ** 23 + 128 + weight, as f32")
+            self.w.line(f"acc += (bits.to(tl.float32, bitcast=True) - {float(2**23 + 128)!r}) * {x}")
+        else:
+            self.w.line(f"acc += {tile}{'' if dtype == 'f32' else '.to(tl.float32)'} * {x}")
 
     # -- many tokens ------------------------------------------------------------------------------------------------------------
     def _emit_tiled(self) -> None:
@@ -183,10 +192,10 @@ class _Kernel:
         left = self.tile.weights_left
         w.line(f"acc = tl.zeros([{'BLOCK_N, BLOCK_M' if left else 'BLOCK_M, BLOCK_N'}], tl.float32)")
         with w.block(f"for start in range(0, {product.k}, BLOCK_K):"):
-            w.line("k = start + tl.arange(0, BLOCK_K)[None, :]")
+            w.line("depth = start + tl.arange(0, BLOCK_K)[None, :]")
             at = self._at_k(row)
             x = self._dot_operand(at)
-            weight = w.let("weight_tile", f"tl.load(rows + start + step{self._weight_mask(at)})")
+            weight = w.let("weight_tile", f"tl.load(weight_rows + start + step{self._weight_mask(at)})")
             if product.weight.type.dtype != product.dtype:
                 weight = f"{weight}.to({TRITON_DTYPES[product.dtype]})"
             exact = ', input_precision="ieee"' if product.dtype == "f32" else ""
@@ -250,12 +259,12 @@ class _Kernel:
 
     def _locate_weight(self) -> None:
         k = self.product.k
-        self.w.line(f"rows = {self.product.weight.name} + first_n.to(tl.int64) * {k}")
+        self.w.line(f"weight_rows = {self.product.weight.name} + first_n.to(tl.int64) * {k}")
         self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {k} + tl.arange(0, BLOCK_K)[None, :]")
 
     def _at_k(self, row: Index) -> At:
         k = self.product.k
-        return At(row, Index("k", () if k % self.tile.block_k == 0 else (self.w.let("k_inside", f"k < {k}"),)))
+        return At(row, Index("depth", () if k % self.tile.block_k == 0 else (self.w.let("depth_inside", f"depth < {k}"),)))
 
     def _wait(self) -> None:
         """Everything above it may run before the kernel before this one has ended."""
@@ -315,6 +324,6 @@ class _Kernel:
         both = gated.operands[0]
         assert both is not None
         tile = self.e.value(both, whole)
-        self.w.line(f"gate, up = tl.split(tl.reshape({tile}, [{'1' if self.is_vector else 'BLOCK_M'}, BLOCK_N // 2, 2]))")
-        for place, name in zip(even_odd(half), ("gate", "up")):
+        self.w.line(f"even, odd = tl.split(tl.reshape({tile}, [{'1' if self.is_vector else 'BLOCK_M'}, BLOCK_N // 2, 2]))")
+        for place, name in zip(even_odd(half), ("even", "odd")):
             self.e.provide(both, place, name)

@@ -23,6 +23,7 @@ class LinearTile:
     num_stages: int
     group_m: int = 1  # token tiles that are dealt together, so that they share weight tiles in L2
     weights_left: bool = False  # the weight is the dot's left operand: only that one can come from registers on sm_90
+    bit_convert: bool = True  # matrix-vector product: integers become floats through their bits, not through the slow conversion unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def override(tile: Tile, config: Mapping[str, int]) -> Tile:
 # Bytes of a weight element -> (smallest K, rows, step over K, warps), the first that fits. Measured on an H200: long contiguous reads matter
 # most; 4 rows x 2,048 with 8 warps reads at 4.2 TB/s, 16 rows x 256 at 3.7.
 _MATVEC: dict[int, tuple[tuple[int, int, int, int], ...]] = {
-    1: ((8192, 4, 4096, 8), (2048, 4, 2048, 4), (0, 4, 1024, 2)),
+    1: ((4096, 4, 2048, 8), (1024, 4, 1024, 4), (0, 4, 512, 2)),
     2: ((4096, 4, 2048, 8), (1024, 4, 1024, 4), (0, 4, 512, 2)),
     4: ((2048, 4, 1024, 8), (0, 4, 512, 4)),
 }
@@ -75,11 +76,12 @@ def choose_matvec(k: int, weight_bytes: int) -> LinearTile:
 
 
 # -- matrix product -------------------------------------------------------------------------------------------------------------
-# Tokens up to -> (block_m, widest block_n, block_k, warps, stages). Up to 64 tokens the weight is streamed: narrow tiles fill the machine.
+# Tokens up to -> (block_m, widest block_n, elements of a weight tile, warps, stages). Up to 64 tokens the weight is streamed: narrow tiles
+# fill the machine, and are long in K.
 _STREAM: dict[int, tuple[int, int, int, int, int]] = {
-    16: (16, 64, 256, 4, 4),
-    32: (32, 64, 128, 4, 5),
-    64: (64, 64, 128, 4, 5),
+    16: (16, 64, 8192, 4, 5),
+    32: (32, 64, 8192, 4, 5),
+    64: (64, 64, 4096, 4, 5),
 }
 _LARGE = (128, 128, 64, 8, 4)
 _LARGE_WIDE = (128, 256, 64, 8, 3)  # where shared memory allows
@@ -99,10 +101,10 @@ def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, ar
 
 
 def _choose_stream(tokens: int, n: int, k: int, weight_bytes: int, arch: int) -> LinearTile:
-    block_m, widest, block_k, warps, stages = _STREAM[next(most for most in _STREAM if tokens <= most)]
-    block_n = widest
+    block_m, block_n, elements, warps, stages = _STREAM[next(most for most in _STREAM if tokens <= most)]
     while block_n > 16 and -(-n // block_n) < machine(arch).num_cores * 0.9:
         block_n //= 2
+    block_k = min(256, elements // block_n)
     while stages > 2 and stages * block_k * (block_m * 2 + block_n * weight_bytes) > machine(arch).shared_bytes // 2:
         stages -= 1  # two blocks share a core
     return _fit_k(LinearTile(block_m, block_n, block_k, min(warps, max(1, block_n // 8)) if block_m < 64 else warps, stages), k)

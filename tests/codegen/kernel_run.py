@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 
 import tilewright.ir.ops  # noqa: F401
+from tilewright.codegen.aot import compile_kernel
 from tilewright.codegen.plan import make_plan
 from tilewright.codegen.source import emit
 from tilewright.ir.interpreter import evaluate_constant, interpret
-from tilewright.ir.manifest import Limits
+from tilewright.ir.manifest import Kernel, Limits
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.reference import TORCH_DTYPES, QuantizedTensor
 from tilewright.ir.regions import Regime, Region
@@ -39,8 +40,11 @@ class Case:
     values: dict  # value -> tensor of the reference
 
 
-def make_case(text, anchor, template, inputs, *, seed=0, batch=None):
-    """The region of the anchor is all run-time ops but embeddings (they make its inputs); its outputs are the graph's."""
+def make_case(text, anchor, template, inputs=None, *, seed=0, batch=None):
+    """The region of the anchor is all run-time ops but embeddings (they make its inputs); its outputs are the graph's.
+
+    Without inputs nothing is computed: the case can only be emitted.
+    """
     graph = parse_graph(text)
     ops = tuple(op for op in graph.ops if not op.is_const and op.name != "embedding" and op.name != "write_kv")
     made = {v for op in ops for v in op.results}
@@ -48,8 +52,9 @@ def make_case(text, anchor, template, inputs, *, seed=0, batch=None):
     chosen = next(op for op in ops if op.name == anchor)
     region = Region(f"layers.0.{anchor}_part", template, ops, chosen, reads, tuple(v for v in graph.outputs if v in made), "")
     values = {}
-    interpret(graph, inputs, RandomWeights(graph, seed), batch=batch, observe=values.__setitem__)
-    return Case(graph, region, RandomWeights(graph, seed), inputs, values)
+    if inputs is not None:
+        interpret(graph, inputs, RandomWeights(graph, seed), batch=batch, observe=values.__setitem__)
+    return Case(graph, region, RandomWeights(graph, seed), inputs or {}, values)
 
 
 def emit_case(case, regime: Regime, limits=LIMITS, **config):
@@ -90,6 +95,16 @@ def _tensor(case, parameter, arg, dims, extra, tokens):
     if isinstance(constant, QuantizedTensor):
         return constant.scale if parameter.role == "scale" else constant.data
     return constant.contiguous()
+
+
+def compile_case(case, regime: Regime, arch, limits=LIMITS, **config):
+    """(entry, Binary) of each kernel of the emission."""
+    plan, _, emission = emit_case(case, regime, limits, arch=int(arch.removeprefix("sm_")), **config)
+    types = {p.name: f"*{p.type.dtype}" for p in plan.parameters} | {s.name: f"*{s.dtype}" for s in emission.workspaces}
+    for text in emission.kernels:
+        parameters = tuple((name, types.get(name, "i32")) for name in text.parameters)
+        kernel = Kernel(text.entry, "triton", "x.py", text.entry, parameters, text.constants, text.num_warps, text.num_stages)
+        yield text.entry, compile_kernel(kernel, text.source, arch).binary
 
 
 def relative_error(actual, expected):

@@ -1,0 +1,158 @@
+"""Matrix product kernels on Triton's interpreter against the reference: every regime, dtype, prologue and epilogue, on sizes that divide nothing."""
+
+import pytest
+import torch
+from kernel_run import compile_case, emit_case, make_case, relative_error, run_case
+
+from tilewright.codegen import attend_template, linear_template
+from tilewright.codegen.tiles import choose_linear
+from tilewright.ir.errors import CodegenError
+from tilewright.ir.manifest import STEP_FIELDS
+from tilewright.ir.opdef import OPS
+from tilewright.ir.regions import Regime
+
+TOLERANCE = {"f32": 2e-6, "f16": 2e-3, "bf16": 1.5e-2}
+
+
+def graph(body, returns, *, n=131, k=72, dtype="f32"):
+    """%x [T, k] and %r [T, n] are what earlier kernels made; @w [n, k], @q its int8, @b [n], @g and @c [k]."""
+    params = f"""
+  param @emb : {dtype}[50, {k}]
+  param @emb_r : {dtype}[50, {n}]
+  param @emb_h : {dtype}[50, {n // 2}]
+  param @w : {dtype}[{n}, {k}]
+  param @b : {dtype}[{n}]
+  param @g : {dtype}[{k}]
+  param @c : {dtype}[{k}]
+  %x = embedding(@emb, %ids) : {dtype}[T, {k}]
+  %r = embedding(@emb_r, %ids) : {dtype}[T, {n}]
+  %h = embedding(@emb_h, %ids) : {dtype}[T, {n // 2}]
+  @q = quantize(@w) : i8[{n}, {k}]{{scale=f32}}"""
+    lines = "\n".join(f"  {line}" for line in body.format(n=n, k=k, half=n // 2, t=dtype).splitlines())
+    return f"graph @g(%ids: i32[T], %rows: i32[S]) dims(T in 1..64, S in 1..64) {{{params}\n{lines}\n  return {returns}\n}}\n"
+
+
+def run(body, returns, tokens, *, seed=0, rows=1, **options):
+    config = {key: options.pop(key) for key in list(options) if key not in ("n", "k", "dtype")}
+    text = graph(body, returns, **options)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {"ids": torch.randint(0, 50, (tokens,), generator=generator).int(), "rows": torch.randint(0, tokens, (rows,), generator=generator).int()}
+    case = make_case(text, "linear", "linear", inputs, seed=seed)
+    out = run_case(case, Regime("r", "ragged", tokens), {"T": tokens, "S": rows, "B": tokens}, inputs, **config)
+    for name, tensor in out.items():
+        assert relative_error(tensor, case.values[case.graph.value(name)]) < TOLERANCE[options.get("dtype", "f32")], name
+
+
+PLAIN = "%y = linear(%x, @w) : {t}[T, {n}]"
+INT8 = "%y = linear(%x, @q, @b) : {t}[T, {n}]"
+NORM = "%n = rms_norm(%x, @g) {{eps=1e-05}} : {t}[T, {k}]\n%y = linear(%n, @w) : {t}[T, {n}]"
+GEMMA_NORM = "%n = rms_norm(%x, @g) {{eps=1e-05, rounding=after_scale, offset=1.0}} : {t}[T, {k}]\n%y = linear(%n, @q) : {t}[T, {n}]"
+LAYER_NORM = "%n = layer_norm(%x, @g, @c) {{eps=1e-05}} : {t}[T, {k}]\n%y = linear(%n, @w, @b) : {t}[T, {n}]"
+RESIDUAL = PLAIN + "\n%o = add(%r, %y) : {t}[T, {n}]"
+GATED = NORM + "\n%o = gated(%y) {{activation=silu}} : {t}[T, {half}]"
+GATED_INT8 = INT8 + "\n%a = gated(%y) {{activation=gelu_tanh}} : {t}[T, {half}]\n%o = mul(%a, %h) : {t}[T, {half}]"
+SOFTCAP = (
+    PLAIN + "\n%s = mul(%y) {{scalar=0.5}} : {t}[T, {n}]\n%u = tanh(%s) : {t}[T, {n}]\n%v = mul(%u) {{scalar=3.0}} : {t}[T, {n}]\n"
+    "%o = cast(%v) {{dtype=f32}} : f32[T, {n}]"
+)
+HEAD = "%l = gather_rows(%x, %rows) : {t}[S, {k}]\n%n = rms_norm(%l, @g) {{eps=1e-05}} : {t}[S, {k}]\n%y = linear(%n, @w) : {t}[S, {n}]"
+
+CASES = {
+    "plain": (PLAIN, "%y"), "int8": (INT8, "%y"), "norm": (NORM, "%y"), "gemma norm": (GEMMA_NORM, "%y"), "layer norm": (LAYER_NORM, "%y"),
+    "residual": (RESIDUAL, "%o"), "gated": (GATED, "%o"), "gated int8": (GATED_INT8, "%o"), "softcap": (SOFTCAP, "%o"),
+    "two outputs": (RESIDUAL, "%o, %y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("name", CASES)
+def test_one_token(name, dtype):
+    n = 134 if "gated" in name else 131
+    run(*CASES[name], 1, dtype=dtype, n=n, block_n=16, seed=1)
+
+
+@pytest.mark.parametrize("tokens, dtype", [(5, "bf16"), (16, "f16"), (37, "f32")])
+@pytest.mark.parametrize("name", CASES)
+def test_several_tokens(name, tokens, dtype):
+    n = 134 if "gated" in name else 131
+    run(*CASES[name], tokens, dtype=dtype, n=n, block_n=32, seed=tokens)
+
+
+@pytest.mark.parametrize("config", [{"block_m": 16, "group_m": 2}, {"block_m": 16, "group_m": 1}, {"block_m": 16, "weights_left": 1}], ids=str)
+@pytest.mark.parametrize("name", ["int8", "gated", "residual"])
+def test_tiles_of_tokens_in_groups_and_weights_on_the_left(name, config):
+    run(*CASES[name], 37, dtype="bf16", n=134, seed=3, block_n=64, block_k=32, **config)
+
+
+@pytest.mark.parametrize("config", [{"block_k": 32}, {"block_k": 16, "block_n": 8}, {"bit_convert": 0, "block_k": 32}], ids=str)
+@pytest.mark.parametrize("name", ["int8", "norm", "layer norm"])
+def test_one_token_runs_over_k_in_steps(name, config):
+    run(*CASES[name], 1, dtype="bf16", k=80, seed=4, **{"block_n": 32, **config})
+
+
+def test_sizes_that_fit_need_no_masks():
+    text = graph(GATED, "%o", n=64, k=64)
+    case = make_case(text, "linear", "linear")
+    for tokens in (1, 16):
+        _, _, emission = emit_case(case, Regime("r", "decode", tokens), block_n=32, block_k=32)
+        source = emission.kernels[0].source
+        assert "n_inside" not in source and "depth_inside" not in source
+
+
+@pytest.mark.parametrize("tokens, rows", [(1, 1), (20, 3), (37, 20)])
+def test_logits_of_the_rows_asked_for(tokens, rows):
+    run(HEAD, "%y", tokens, rows=rows, dtype="bf16", block_n=64)
+
+
+def test_the_norm_is_computed_before_the_loop_over_k():
+    case = make_case(graph(HEAD, "%y"), "linear", "linear")
+    _, _, emission = emit_case(case, Regime("r", "ragged", 16))
+    before, loop = emission.kernels[0].source.split("for start in")
+    assert "rsqrt" in before and "picked" in before and "rsqrt" not in loop and "picked =" not in loop
+
+
+def test_no_parameter_can_have_a_name_that_a_template_gives():
+    words = {word for op in OPS.values() for word in op.operands} | set(STEP_FIELDS) | {"k_cache", "v_cache", "out", "partial", "level"}
+    assert words.isdisjoint(linear_template.LOCALS) and words.isdisjoint(attend_template.LOCALS)
+
+
+def test_early_launch_waits_before_it_reads_what_others_made():
+    case = make_case(graph(RESIDUAL, "%o"), "linear", "linear")
+    _, _, emission = emit_case(case, Regime("r", "decode", 1), dependent_launch=1)
+    text = emission.kernels[0]
+    before, after = text.source.split("gdc_wait()")
+    assert text.dependent_launch and "tl.load(weight_rows" in before and "tl.load(x" not in before and "tl.load(x" in after
+    run(RESIDUAL, "%o", 1, dependent_launch=1, block_n=32)
+
+
+def test_an_output_that_does_not_depend_on_the_product_is_refused():
+    stray = graph("%e = exp(%x) : {t}[T, {k}]\n%y = linear(%e, @w) : {t}[T, {n}]", "%y, %e")
+    with pytest.raises(CodegenError, match="does not depend on the product"):
+        emit_case(make_case(stray, "linear", "linear"), Regime("r", "ragged", 2))
+
+
+def test_small_steps_stream_the_weight_and_large_ones_use_large_tiles():
+    assert choose_linear(1, 4096, 4096, 2, "bf16", 90).block_m == 1
+    assert choose_linear(16, 4096, 4096, 2, "bf16", 90).block_m == 16
+    assert -(-4096 // choose_linear(16, 4096, 4096, 2, "bf16", 90).block_n) >= 118
+    assert choose_linear(2048, 28672, 4096, 2, "bf16", 90).block_n == 256
+    assert choose_linear(2048, 28672, 4096, 2, "bf16", 80).block_n == 128
+
+
+# name -> (N, K, body, result): Llama-3-8B, Llama-3.2-1B, GPT-J-6B
+SHAPES = {
+    "8b gate_up": (28672, 4096, GATED, "%o"),
+    "8b down": (4096, 14336, RESIDUAL, "%o"),
+    "1b qkv int8": (3072, 2048, GEMMA_NORM, "%y"),
+    "gpt-j fc_in": (16384, 4096, LAYER_NORM + "\n%o = gelu(%y) {{approximate=tanh}} : {t}[T, {n}]", "%o"),
+}
+
+
+@pytest.mark.parametrize("name, arch", [("8b gate_up", "sm_90"), ("8b down", "sm_100"), ("1b qkv int8", "sm_80"), ("gpt-j fc_in", "sm_90")])
+def test_kernels_of_real_shapes_compile_without_spills(name, arch):
+    n, k, body, result = SHAPES[name]
+    case = make_case(graph(body, result, n=n, k=k, dtype="bf16"), "linear", "linear")
+    for tokens in (1, 16, 2048):
+        for _, binary in compile_case(case, Regime("r", "ragged", tokens), arch):
+            assert binary.stack_bytes <= (16 if arch == "sm_100" else 0), (tokens, binary)
+            assert binary.num_registers <= (128 if tokens <= 16 else 255), (tokens, binary)
