@@ -71,7 +71,8 @@ def _emit_decode(a: Attend, writer: Writer, note: str) -> str:
     writer.line("column = torch.arange(keys.shape[2])[None, :]")
     writer.line(f"hidden = {_hidden(a)}")
     writer.line("values = values.masked_fill(hidden[:, None, :, None], 0.0)", "pages hold anything behind the end")
-    _emit_scores(a, f"{queries} @ keys.transpose(2, 3)", "(column - row)[:, None, None, :]", "hidden[:, None, None, :]", writer)
+    slopes = f"view(1, {a.kv_heads}, {a.group}, 1) * (column - row)[:, None, None, :]"
+    _emit_scores(a, f"{queries} @ keys.transpose(2, 3)", slopes, "hidden[:, None, None, :]", writer)
     return let("context", f"(scores.softmax(-1) @ values).flatten(1).to({a.dtype_of}.dtype)")
 
 
@@ -94,7 +95,8 @@ def _emit_ragged(a: Attend, width: int, writer: Writer, note: str) -> str:
             writer.line("row = torch.arange(seen - (end - begin), seen)[:, None]")
             writer.line("column = torch.arange(seen)[None, :]")
             writer.line(f"hidden = {_hidden(a)}")
-            _emit_scores(a, "queries @ keys[:, :, :seen].transpose(2, 3)", "(column - row)", "hidden", writer)
+            slopes = f"view({a.kv_heads}, {a.group}, 1, 1) * (column - row)"
+            _emit_scores(a, "queries @ keys[:, :, :seen].transpose(2, 3)", slopes, "hidden", writer)
             writer.line(f"{context}[begin:end] = (scores.softmax(-1) @ values[:, :, :seen]).permute(2, 0, 1, 3).flatten(1).to({a.dtype_of}.dtype)")
     return context
 
@@ -103,10 +105,11 @@ def _hidden(a: Attend) -> str:
     return "column > row" if a.window is None else f"(column > row) | (row - column >= {a.window})"
 
 
-def _emit_scores(a: Attend, product: str, distance: str, hidden: str, writer: Writer) -> None:
+def _emit_scores(a: Attend, product: str, slopes: str, hidden: str, writer: Writer) -> None:
+    """product [..., kv_heads, group, (M,) N]; slopes: the slopes' view in that shape times the distance from row to column."""
     writer.line(f"scores = {product} * {literal(a.scale)}")
     if a.softcap is not None:
         writer.line(f"scores = {literal(a.softcap)} * torch.tanh(scores / {literal(a.softcap)})")
     if a.slopes is not None:
-        writer.line(f"scores = scores + {a.slopes}.{a.wide}().view({a.kv_heads}, {a.group}, 1, 1) * {distance}")
+        writer.line(f"scores = scores + {a.slopes}.{a.wide}().{slopes}")
     writer.line(f"scores = scores.masked_fill({hidden}, torch.finfo(scores.dtype).min)")

@@ -74,13 +74,15 @@ FUSED_CUTS = (
 )  # fmt: skip
 
 
-def toy_text(dtype="f32", *, layers=2, rotary_dim=10, layout="half", attend="", int8=False):
-    text = HEADER
+def toy_text(dtype="f32", *, layers=2, rotary_dim=10, layout="half", attend="", int8=False, slopes=False):
+    text = HEADER + ("  param @slopes : f32[4]\n" if slopes else "")
     for i in range(layers):
         text += PARAMS.replace("layers.L", f"layers.{i}")
     text += START
     for i in range(layers):
         body = BODY.replace("layers.L", f"layers.{i}").replace("layer=L", f"layer={i}").replace("%IN", "%h" if i == 0 else f"%layers.{i - 1}.out")
+        if slopes:
+            body = body.replace(f"%layers.{i}.kv) {{heads", f"%layers.{i}.kv, @slopes) {{heads")
         if int8:
             for name, n, k in (("qkv", 80, 40), ("gate_up", 52, 40)):
                 weight = f"@layers.{i}.{name}.weight"

@@ -140,6 +140,7 @@ OPTIONS = {
     "partial rotary": {"rotary_dim": 6},
     "interleaved rotary": {"rotary_dim": 8, "layout": "interleaved"},
     "int8": {"int8": True},
+    "slopes": {"slopes": True},
 }
 
 

@@ -11,6 +11,7 @@ OPTIONS = {
     "window": {"attend": ", window=3"},
     "softcap": {"attend": ", softcap=2.0"},
     "int8": {"int8": True},
+    "slopes": {"slopes": True},
 }
 
 
