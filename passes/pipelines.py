@@ -6,7 +6,7 @@ DEFAULT = """
 # what the trace leaves
 simplify, merge-equal-ops, drop-dead-ops,
 # what the model means
-raise-rms-norm, raise-gelu, raise-rotary, raise-gated, tabulate-positions{{length={length}}},
+raise-bias, raise-rms-norm, raise-gelu, raise-rotary, raise-gated, tabulate-positions{{length={length}}},
 simplify, merge-equal-ops, drop-dead-ops,
 # fewer, larger products
 cut-early, simplify, split-linear, simplify, fuse-qkv, fuse-gate-up, gather-rows-early,

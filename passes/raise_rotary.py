@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 
 from tilewright.ir.graph import Op, Value
 from tilewright.passes.pattern import Match
@@ -28,8 +29,8 @@ def raise_rotary(m: Match, rw: Rewriter) -> str | None:
     by_token = whole.type.shape[0] == "T"
     with rw.change(m.root, [*m.ops, *_slices([m.x, m.values.get("rest")])]) as change:
         heads = whole if by_token else change.emit("transpose", [whole], {"perm": (1, 0, 2)})
-        _, num_heads, head_dim = heads.type.shape
-        flat = change.emit("reshape", [heads], {"shape": ("T", int(num_heads) * int(head_dim))})
+        _, *num_heads, head_dim = (int(d) if isinstance(d, int) else 1 for d in heads.type.shape)
+        flat = change.emit("reshape", [heads], {"shape": ("T", prod(num_heads) * head_dim)})
         cos, sin = (_flatten(change, t) for t in tables if isinstance(t, Value))
         turned = change.emit("rotary", [flat, cos, sin], {"head_dim": head_dim, "layout": layout}, name=f"{m.root.name}.rotary")
         result = change.emit("reshape", [turned], {"shape": heads.type.shape})
@@ -49,16 +50,14 @@ def _whole_heads(m: Match) -> Value | str:
         x = pieces[0].inputs[0]
     if x.type != m.root.type:
         return f"it turns {x.type} into {m.root.type}"
-    return x if x.type.rank == 3 and "T" in x.type.shape[:2] else f"x is {x.type}, not [T, heads, head_dim] or [heads, T, head_dim]"
+    is_heads = (x.type.shape[0] == "T" and x.type.rank in (2, 3)) or (x.type.rank == 3 and x.type.shape[1] == "T")
+    return x if is_heads else f"x is {x.type}, not [T, heads, head_dim], [heads, T, head_dim] or, with one head, [T, head_dim]"
 
 
 def _table(value: Value, width: object) -> Value | str:
-    """cos or sin as [T, R], looked at through reshapes."""
-    base = value
-    while base.producer is not None and base.producer.name == "reshape" and base.type.rank > 2:
-        base = base.producer.inputs[0]
-    shape = [d for d in base.type.shape if d != 1]
-    return base if shape == ["T", width] else f"{value!r} is no table [T, {width}]"
+    """cos or sin, if it has one row for each token: [T, R], with axes of one in between."""
+    shape = [d for d in value.type.shape if d != 1]
+    return value if shape == ["T", width] else f"{value!r} is no table [T, {width}]"
 
 
 def _flatten(change: Change, table: Value) -> Value:

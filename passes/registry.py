@@ -19,7 +19,7 @@ from tilewright.passes.pattern import Match, match, parse_pattern
 from tilewright.passes.rewriter import Rewriter
 
 ENTRY_POINTS = "tilewright.passes"
-BUILT_IN = ("clean_up", "raise_norms", "raise_activations", "raise_rotary", "tabulate_positions", "split_linear", "fuse_qkv",
+BUILT_IN = ("clean_up", "raise_norms", "raise_activations", "raise_linear", "raise_rotary", "tabulate_positions", "split_linear", "fuse_qkv",
             "fuse_gate_up", "gather_rows_early", "quantize", "split_attention")  # fmt: skip
 
 Run = Callable[[Graph, Rewriter], None]
@@ -91,17 +91,18 @@ Replace = Callable[[Match, Rewriter], "str | None"]
 def rewrite(name: str, *patterns: str, tolerance: float | None = None, per_layer: str = "") -> Callable[[Replace], Replace]:
     """Registers a pass of one rule: where a pattern fits, the function rewrites through `rw` and returns None, or returns why not.
 
-    Matches whose inner values are read from outside are refused before the function is asked, with that as the reason.
+    Patterns are tried in order, each over the whole graph. Matches whose inner values are read from outside are refused before the
+    function is asked, with that as the reason.
     """
     nodes = [parse_pattern(text) for text in patterns]
 
     def register(function: Replace) -> Replace:
         def run(graph: Graph, rw: Rewriter) -> None:
-            for op in rw.each():
-                for node in nodes:
-                    found = match(node, op.results[0]) if op.name == node.op else None
-                    if found is not None and _apply(found, function, rw):
-                        break
+            for node in nodes:
+                for op in rw.each(node.op):
+                    found = match(node, op.results[0])
+                    if found is not None:
+                        _apply(found, function, rw)
 
         run.__module__, run.__qualname__, run.__doc__ = function.__module__, function.__qualname__, function.__doc__
         register_pass(name, tolerance=tolerance, per_layer=per_layer)(run)
@@ -110,15 +111,11 @@ def rewrite(name: str, *patterns: str, tolerance: float | None = None, per_layer
     return register
 
 
-def _apply(found: Match, function: Replace, rw: Rewriter) -> bool:
+def _apply(found: Match, function: Replace, rw: Rewriter) -> None:
     leak = found.leak()
-    if leak is not None:
-        rw.missed(found.root, f"{leak.display} has an earlier use elsewhere, by {_outside_user(found, leak)}")
-        return False
-    reason = function(found, rw)
+    reason = f"{leak.display} is read elsewhere too, by {_outside_user(found, leak)}" if leak is not None else function(found, rw)
     if reason:
         rw.missed(found.root, reason)
-    return not reason
 
 
 def _outside_user(found: Match, leak: Any) -> str:

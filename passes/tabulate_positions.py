@@ -41,18 +41,13 @@ def _depends_on(graph: Graph, positions: Value) -> dict[Value, None]:
 
 
 def _is_frontier(graph: Graph, value: Value, alone: dict[Value, None]) -> bool:
-    """Read by something that depends on more; of floats with positions as rows. Views of a table stay views."""
-    producer = value.producer
-    if producer is None or producer.name in ("reshape", "expand") or _is_gather(producer) or value.type.shape[0] != "T":
+    """Read by something that depends on more, with a row for each token, and not read from a table already."""
+    base = value
+    while base.producer is not None and base.producer.name == "reshape":
+        base = base.producer.inputs[0]
+    if base.producer is None or _is_gather(base.producer) or value.type.shape[0] != "T":
         return False
-    return _has_outside_reader(graph, value, alone)
-
-
-def _has_outside_reader(graph: Graph, value: Value, alone: dict[Value, None]) -> bool:
-    for user in value.users:
-        if user.results[0] not in alone or (user.name in ("reshape", "expand") and _has_outside_reader(graph, user.result, alone)):
-            return True
-    return value in graph.outputs
+    return value in graph.outputs or any(user.results[0] not in alone for user in value.users)
 
 
 def _is_gather(op: Op) -> bool:
