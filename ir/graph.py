@@ -226,6 +226,19 @@ class Graph:
             count += 1
         return f"{name}.{count}"
 
+    def copy(self) -> Graph:
+        """The same graph with ops and values of its own."""
+        twin = Graph(self.name, self.dims)
+        values: dict[Value, Value] = {v: twin.add_input(v.name, v.type) for v in self.inputs}
+        values |= {v: twin.add_param(name, v.type) for name, v in self.params.items()}
+        for op in self._ops:
+            operands = [None if v is None else values[v] for v in op.operands]
+            node = twin.emit(op.definition, operands, op.attrs, names=[v.name for v in op.results], loc=op.loc, key=op.key)
+            values.update(zip(op.results, node.results))
+        twin.outputs = [values[v] for v in self.outputs]
+        twin.retired, twin._next_key = set(self.retired), self._next_key
+        return twin
+
     # -- private --------------------------------------------------------------------------------------------------------------
     def _register(self, value: Value) -> Value:
         if self.has_name(value.name):

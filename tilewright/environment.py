@@ -22,7 +22,7 @@ class Environment:
     """What the variables say. A field is `TILEWRIGHT_` and its name in capitals; SWITCHES has what each means."""
 
     inspect: int = 1
-    verify: str = "each"
+    validate: bool = False
     passes: str = ""
     opt_limit: int | None = None
 
@@ -53,7 +53,7 @@ SWITCHES: dict[str, Switch] = {
     "inspect": Switch(
         lambda text: int(_one_of("0", "1", "2")(text)), "0, 1 or 2", "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes, 2 also PTX"
     ),
-    "verify": Switch(_one_of("end", "each", "numeric"), "end, each or numeric", "verify after the last pass, each, or each and its numbers"),
+    "validate": Switch(lambda text: _one_of("0", "1")(text) == "1", "0 or 1", "run the reference interpreter before and after every pass"),
     "passes": Switch(str, "-PASS,+PASS", "leave passes out of every pipeline, or append some"),
     "opt_limit": Switch(_count, "a number", "stop rewriting after that many events"),
 }

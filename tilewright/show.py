@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 
 from tilewright.engine import Engine
-from tilewright.ir.errors import EngineError, ParseError
+from tilewright.ir.errors import EngineError, ParseError, PassError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
 from tilewright.ir.manifest import Kernel
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.printer import HEADER, print_graph, print_op
+from tilewright.passes.pipelines import DEFAULT
+from tilewright.passes.registry import PassInfo, load_passes
 
-PASSES = Path("inspect") / "passes"
+DUMPS = Path("inspect") / "passes"
 
 
 def render(what: Path, stage: str | None, *, layer: int | None, flat: bool) -> str:
@@ -40,6 +42,7 @@ def render(what: Path, stage: str | None, *, layer: int | None, flat: bool) -> s
 
 def read_graph(file: Path) -> Graph:
     """Raises ParseError with the position of what is wrong."""
+    load_passes()  # ops of other packages are declared with their passes
     try:
         return parse_graph(file.read_text(encoding="utf-8"), file=str(file))
     except OSError as error:
@@ -55,14 +58,14 @@ def read_note(file: Path) -> str:
 
 
 def dumps(directory: Path) -> list[Path]:
-    return sorted((directory / PASSES).glob("[0-9]*.ir"))
+    return sorted((directory / DUMPS).glob("[0-9]*.ir"))
 
 
 def find_dump(directory: Path, stage: str | None) -> Path:
     """The dump of a stage: `02-fuse-qkv`, `fuse-qkv`, or `2`; the last one by default."""
     found = dumps(directory)
     if not found:
-        raise EngineError(f"engine {directory}", f"has no {PASSES}", "build it again with TILEWRIGHT_INSPECT=1")
+        raise EngineError(f"engine {directory}", f"has no {DUMPS}", "build it again with TILEWRIGHT_INSPECT=1")
     if stage is None:
         return found[-1]
     for file in found:
@@ -70,7 +73,7 @@ def find_dump(directory: Path, stage: str | None) -> Path:
         if stage in (file.stem, name) or (stage.isdigit() and int(stage) == int(number)):
             return file
     stages = [file.stem for file in found]
-    unchanged = [file.stem for file in (directory / PASSES).glob("*.same")]
+    unchanged = [file.stem for file in (directory / DUMPS).glob("*.same")]
     if any(stage in (stem, stem.partition("-")[2]) for stem in unchanged):
         raise EngineError(f"engine {directory}", f"the pass {stage!r} changed nothing", f"show one that did: {', '.join(stages)}")
     raise EngineError(f"engine {directory}", f"no stage {stage!r}", suggest(stage, [*stages, *(stem.partition("-")[2] for stem in stages)]))
@@ -108,6 +111,34 @@ def kernel_resources(kernel: Kernel) -> str:
         f"   {arch}: {b.num_registers} registers, {b.shared_bytes} B shared" + (f", SPILLS {b.stack_bytes} B" if b.stack_bytes else "")
         for arch, b in sorted(kernel.binaries.items())
     )
+
+
+# -- passes ---------------------------------------------------------------------------------------------------------------------
+def describe_passes() -> str:
+    """The default pipeline, then one line for each pass; those of other packages are marked."""
+    found = load_passes()
+    pipeline = re.sub(r"\{\{.*?\}\}", "", DEFAULT).strip().replace("{quantize}", "# fewer bytes, where asked for\nquantize,")
+    width = max(map(len, found))
+    lines = [f"  {name:<{width}}  {first_line(info)}{origin(info)}" for name, info in found.items()]
+    return "\n".join(["The default pipeline:", *(f"  {line}" for line in pipeline.splitlines()), "", "All passes:", *lines]) + "\n"
+
+
+def describe_pass(name: str) -> str:
+    found = load_passes()
+    if name not in found:
+        raise PassError("passes", f"no pass named {name!r}", suggest(name, found))
+    info = found[name]
+    options = [f"  {f.name}: {getattr(f.type, '__name__', f.type)} = {f.default!r}" for f in info.options]
+    options = ["options", *options] if options else []
+    return "\n".join([f"{name}{origin(info)}", f"  {info.doc}", *options, f"leave it out: TILEWRIGHT_PASSES=-{name}"]) + "\n"
+
+
+def first_line(info: PassInfo) -> str:
+    return info.doc.splitlines()[0] if info.doc else ""
+
+
+def origin(info: PassInfo) -> str:
+    return "" if info.module.startswith("tilewright.") else f"   (yours: {info.module})"
 
 
 # -- printing -------------------------------------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def test_opt_runs_passes_on_text_without_weights(run, tmp_path):
 
 def test_what_opt_prints_can_be_read_back(run, engine, tmp_path):
     imported = sorted((engine / "inspect" / "passes").glob("00*.ir"))[0]
-    folded, _ = run("opt", imported, "-p", "raise-norms")
-    flat, _ = run("opt", imported, "-p", "raise-norms", "--flat")
+    folded, _ = run("opt", imported, "-p", "raise-rms-norm")
+    flat, _ = run("opt", imported, "-p", "raise-rms-norm", "--flat")
     assert is_same_structure(parse_graph(folded), parse_graph(flat))
     assert len(folded.splitlines()) < len(flat.splitlines())
 
@@ -88,7 +88,7 @@ def test_show_lists_kernels_with_the_modules_they_come_from(run, engine):
 
 def test_passes_lists_the_default_pipeline_and_explains_one_pass(run):
     listed, _ = run("passes")
-    assert "raise-norms" in listed and "fuse-qkv" in listed
+    assert "raise-rms-norm" in listed and "fuse-qkv" in listed
     one, _ = run("passes", "quantize")
     assert "dtype" in one and "head" in one
 

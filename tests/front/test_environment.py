@@ -12,9 +12,9 @@ def test_nothing_set_gives_the_defaults():
 
 
 def test_each_switch_is_read_into_its_type():
-    variables = {"INSPECT": "2", "OPT_LIMIT": "17", "VERIFY": "numeric", "PASSES": "-fuse-qkv"}
+    variables = {"INSPECT": "2", "OPT_LIMIT": "17", "VALIDATE": "1", "PASSES": "-fuse-qkv"}
     found = read_environment({f"TILEWRIGHT_{name}": text for name, text in variables.items()})
-    assert found == Environment(inspect=2, opt_limit=17, verify="numeric", passes="-fuse-qkv")
+    assert found == Environment(inspect=2, opt_limit=17, validate=True, passes="-fuse-qkv")
 
 
 def test_the_table_and_the_fields_agree():

@@ -52,7 +52,7 @@ def test_an_unknown_field_of_the_config_is_refused_by_name():
         tw.Builder().create_builder_config(int4=True)
 
 
-@pytest.mark.parametrize("lengths, said", [([2], "has 2 rows, input_lengths has 1"), ([2, 9], "input_lengths[1] is 9"), ([0, 1], "input_lengths[0] is 0")])
+@pytest.mark.parametrize("lengths, said", [([2], "input_lengths has 1"), ([2, 9], "input_lengths[1] is 9"), ([0, 1], "input_lengths[0] is 0")])
 def test_lengths_that_do_not_fit_the_rows_are_refused(engine, lengths, said):
     with pytest.raises(tw.TilewrightError) as caught:
         Runtime().load_engine(engine).generate(input_ids=[[1, 2, 3], [4, 5, 6]], input_lengths=lengths)

@@ -1,0 +1,207 @@
+"""The compiler's front door: a model becomes an engine in one call, or in the stages trace, optimize and build, each readable as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from tilewright.engine import Engine, count
+from tilewright.environment import read_environment
+from tilewright.inspection import inspection_files, keep_crash, reproduce
+from tilewright.ir.errors import PassError
+from tilewright.ir.fold import fold_text
+from tilewright.ir.graph import Graph
+from tilewright.ir.manifest import Limits, ModelInfo
+from tilewright.ir.types import Bounds
+from tilewright.ir.weights import Weights
+from tilewright.limits import AskedLimits
+from tilewright.passes.manager import PassManager, Report
+from tilewright.passes.pipelines import default_pipeline
+from tilewright.passes.registry import Step, parse_pipeline
+from tilewright.stages import Stages
+from tilewright.targets import choose_target
+
+if TYPE_CHECKING:
+    from tilewright.frontend.trace import Trace
+
+AfterEach = Callable[[str, Graph], None]  # name of a pass, the graph after it
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """A graph after a pipeline, and what `build` needs beside it. `str()` is the graph as text, equal layers folded."""
+
+    graph: Graph
+    report: Report
+    weights: Weights | None = None  # None: the graph came from text, it can be looked at but not built
+    info: ModelInfo | None = None
+    tokenizer_files: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return fold_text(self.graph)
+
+
+def compile(
+    model: Any, out: str | Path, *, dtype: Any = None, quantize: str | None = None, target: str | None = None, pipeline: str | None = None,
+    max_batch_size: int = 16, max_input_len: int | None = None, max_output_len: int | None = None, max_tokens: int | None = None,
+    page_size: int = 16, validate: bool | None = None, stages: Stages | None = None,
+) -> Engine:  # fmt: skip
+    """Compiles a directory, a hub id or a transformers model object into an engine directory `out`; an engine that is there is replaced.
+
+    dtype: of activations (default: the checkpoint's). quantize: int8, int8-keep-head, or the text of a pass. target: cpu, cuda (this machine's
+    GPU) or sm_<number> (default: cuda where there is one). pipeline: text of the passes; the word `default` in it stands for the default ones.
+    validate: run the reference interpreter around every pass. Raises TilewrightError, and then leaves nothing at `out`.
+    """
+    from tilewright.codegen.pack import check_destination
+
+    stages = stages or Stages(bars=True)
+    out, target = Path(out), choose_target(target)
+    check_destination(out)
+    asked = AskedLimits(
+        max_batch_size=max_batch_size, max_input_len=max_input_len, max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size
+    )
+    limits = asked.choose(positions_of(model))
+    choose_steps(pipeline, quantize, limits.max_sequence_len)  # a misspelt pass is refused before the work starts
+    with stages.stage("trace") as stage:
+        traced = trace(model, dtype, limits.max_sequence_len)
+        stage.note(f"{traced.info.architecture}, {count(traced.info.num_parameters)} parameters: {len(traced.graph)} ops in one graph")
+    bound_dims(traced.graph, limits)
+    again = reproduce(model, dtype=dtype, quantize=quantize, target=target, pipeline=pipeline, limits=limits)
+    with TemporaryDirectory(prefix="tilewright-") as folder, keep_crash(Path(folder), out):
+        with stages.stage("passes") as stage:
+            optimized = optimize(traced, pipeline, quantize=quantize, length=limits.max_sequence_len, validate=validate, dump=Path(folder))
+            stage.note(f"{sum(len(row.events) for row in optimized.report.rows)} rewrites: {len(optimized.graph)} ops")
+        return _write_engine(optimized, out, target, limits, stages, dump=Path(folder), again=again)
+
+
+def trace(model: Any, dtype: Any = None, max_model_len: int | None = None) -> Trace:
+    """The model as one graph over a flattened batch; weights stay where they are. Raises TraceError and CheckpointError."""
+    from tilewright.frontend.trace import trace as trace_model
+
+    return trace_model(model, dtype, max_model_len)
+
+
+def optimize(
+    source: Trace | Graph, pipeline: str | None = None, *, quantize: str | None = None, length: int | None = None, validate: bool | None = None,
+    dump: Path | None = None, after_each: AfterEach | None = None,
+) -> Optimized:  # fmt: skip
+    """Runs a pipeline on a copy of the graph. length: positions that rotary tables cover (default: all that the model has).
+
+    A Graph comes without weights: passes run, validation does not. dump: folder for the text after each pass. Raises PassError and GraphError.
+    """
+    switches = read_environment()
+    graph = source.copy() if isinstance(source, Graph) else source.graph.copy()
+    weights, info, files = (None, None, ()) if isinstance(source, Graph) else (source.weights, source.info, source.tokenizer_files)
+    length = length or (info.max_positions if info else min(graph.dims["T"].high if "T" in graph.dims else 1, 8192))
+    manager = PassManager(
+        choose_steps(pipeline, quantize, length), dump=dump, limit=switches.opt_limit,
+        on_pass=lambda row: after_each(row.name, graph) if after_each else None,
+    )  # fmt: skip
+    if weights is not None and (switches.validate if validate is None else validate):
+        from tilewright.validation import make_validator
+
+        manager.validator = make_validator(graph, weights)
+    report = manager.run(graph)
+    if info is not None:
+        info = dataclasses.replace(info, quantization=describe_quantization(manager.steps))
+    return Optimized(graph, report, weights, info, files)
+
+
+def build(
+    optimized: Optimized, out: str | Path, *, target: str | None = None, max_batch_size: int = 16, max_input_len: int | None = None,
+    max_output_len: int | None = None, max_tokens: int | None = None, page_size: int = 16, stages: Stages | None = None,
+) -> Engine:  # fmt: skip
+    """Kernels and weights of an optimized graph, written as an engine directory. Limits as in `compile`. Raises TilewrightError."""
+    from tilewright.codegen.pack import check_destination
+
+    if not isinstance(optimized, Optimized) or optimized.info is None:
+        raise PassError("build", f"got a {type(optimized).__name__} without weights", "pass what optimize(trace(model)) returned")
+    out, target = Path(out), choose_target(target)
+    check_destination(out)
+    asked = AskedLimits(
+        max_batch_size=max_batch_size, max_input_len=max_input_len, max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size
+    )
+    limits = asked.choose(optimized.info.max_positions)
+    bound_dims(optimized.graph, limits)
+    return _write_engine(optimized, out, target, limits, stages or Stages(bars=True))
+
+
+def _write_engine(
+    optimized: Optimized, out: Path, target: str, limits: Limits, stages: Stages, *, dump: Path | None = None, again: str = ""
+) -> Engine:
+    from tilewright.codegen.lower import lower
+    from tilewright.codegen.pack import pack
+    from tilewright.passes.regions import build_schedules, default_regimes
+
+    info, weights = optimized.info, optimized.weights
+    assert info is not None and weights is not None, "only what was traced is written"
+    check_tables(optimized.graph, limits)
+    with stages.stage("regions") as stage:
+        schedules = build_schedules(optimized.graph, default_regimes(target, max_tokens=limits.max_tokens, max_batch_size=limits.max_batch_size))
+        lowered = lower(optimized.graph, schedules, target=target, limits=limits)
+        launches = ", ".join(f"{p.name} {len(p.launches)}" for p in lowered.programs)
+        stage.note(f"{len(lowered.kernels)} kernels; launches: {launches}")
+    files: dict[str, bytes | Path] = {file.name: file for file in optimized.tokenizer_files}
+    level = read_environment().inspect
+    with stages.stage("pack") as bar:
+        files |= inspection_files(level, optimized.report, schedules, lowered, dump=dump, again=again)
+        manifest = pack(
+            out, lowered, weights, model=info, limits=limits, producer=f"tilewright {importlib.metadata.version('tilewright')}", files=files,
+            progress=lambda stage, done, total, what: bar.advance(done, total, f"{stage}: {what}"),
+        )  # fmt: skip
+        bar.note(f"kernels {'compiled for ' + target if target != 'cpu' else 'written'}, {len(manifest.weights)} weights packed into {out}")
+    return Engine(out, manifest)
+
+
+# -- choices --------------------------------------------------------------------------------------------------------------------
+def positions_of(model: Any) -> int:
+    """Positions that the model was made for, from its config alone. Raises CheckpointError."""
+    from tilewright.frontend.checkpoint import find_model_directory, read_config
+    from tilewright.frontend.trace import max_positions
+
+    if hasattr(model, "config"):
+        return max_positions(model.config)
+    return max_positions(read_config(find_model_directory(model)))
+
+
+def bound_dims(graph: Graph, limits: Limits) -> None:
+    """T tokens of a step, S rows whose logits are wanted: as many as the engine will see."""
+    graph.dims["T"] = Bounds(1, limits.max_tokens)
+    graph.dims["S"] = Bounds(1, limits.max_batch_size)
+
+
+def choose_steps(pipeline: str | None, quantize: str | None, length: int) -> tuple[Step, ...]:
+    """The passes to run, after TILEWRIGHT_PASSES has had its say. Raises PassError."""
+    usual = default_pipeline(length=length, quantize=quantize)
+    text, has_default = re.subn(r"(?<![\w-])default(?![\w-])", lambda _: usual, pipeline) if pipeline is not None else (usual, 1)
+    if quantize is not None and not has_default:
+        raise PassError("quantize", f"{quantize!r} is asked for, and the pipeline {pipeline!r} has no `default` to put it in", "name the pass in it")
+    steps = parse_pipeline(text)
+    for change in filter(None, (word.strip() for word in read_environment().passes.split(","))):
+        sign, name = change[0], change[1:]
+        if sign == "+":
+            steps += parse_pipeline(name)
+        elif sign == "-" and any(step.info.name == name for step in steps):
+            steps = tuple(step for step in steps if step.info.name != name)
+        else:
+            raise PassError("TILEWRIGHT_PASSES", f"cannot apply {change!r}", "write -PASS for one of the pipeline, +PASS for another")
+    return steps
+
+
+def describe_quantization(steps: Sequence[Step]) -> str:
+    return ",".join(str(step) for step in steps if step.info.name.startswith("quantize")) or "none"
+
+
+def check_tables(graph: Graph, limits: Limits) -> None:
+    """Tables read by position must reach as far as the longest request. Raises PassError."""
+    for op in graph.find("gather_rows"):
+        table, rows = op.inputs
+        if rows.name == "positions" and table.is_const and int(table.type.shape[0]) < limits.max_sequence_len:
+            problem = f"{table.display} has {table.type.shape[0]} positions, requests may have {limits.max_sequence_len}"
+            raise PassError("build", problem, f"optimize with length={limits.max_sequence_len}, or lower max_input_len or max_output_len")
