@@ -82,6 +82,7 @@ class LLM:
         With `stream`, an iterator of outputs as tokens come; `request_id` ends in the prompt's index. Raises RequestError before anything
         runs if any of the requests cannot be served.
         """
+        prompts = prompts.tolist() if hasattr(prompts, "tolist") else prompts
         items = [prompts] if is_one_prompt(prompts) else list(prompts)
         ids = self._add_all(items, _one_each(sampling_params, len(items)), stream=stream)
         return self._stream(ids) if stream else self._collect(ids, use_progress=use_progress)

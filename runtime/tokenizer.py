@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def encode(prompt: Any, tokenizer: Any | None, where: str) -> list[int]:
         return list(_require(tokenizer, where)(prompt)["input_ids"])
     if isinstance(prompt, (list, tuple)) and isinstance(prompt[0], Mapping):
         return _render_chat(list(prompt), _require(tokenizer, where), where)
-    if isinstance(prompt, (list, tuple)):
-        return list(prompt)
+    if isinstance(prompt, (list, tuple)) and all(hasattr(token, "__index__") for token in prompt):
+        return [index(token) for token in prompt]
     raise RequestError(where, f"the prompt is a {type(prompt).__name__}", "pass text, a list of token ids or a list of chat messages")
 
 
