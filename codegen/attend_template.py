@@ -42,7 +42,8 @@ def emit_attend(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
         tile = choose_decode(shape.group, width, size, programs, min(longest, shape.window or longest), arch)
     else:
         tile = choose_ragged(shape.group, width, size, plan.max_tokens or 1 << 16, arch)
-    maker = _Maker(plan, shape, override(tile, config), bool(config.get("dependent_launch")), tuple(notes))
+    early = bool(config.get("dependent_launch")) and arch >= 90
+    maker = _Maker(plan, shape, override(tile, config), early, tuple(notes))
     return maker.emit_decode() if plan.kind == "decode" else maker.emit_ragged()
 
 

@@ -101,7 +101,8 @@ def emit_linear(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
     config = dict(plan.config)
     weight_bytes = ITEM_BYTES[product.weight.type.dtype]
     tile = choose_linear(product.tokens or 1 << 16, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
-    kernel = _Kernel(product, override(tile, config), bool(config.get("dependent_launch")), tuple(notes))
+    early = bool(config.get("dependent_launch")) and config.get("arch", 90) >= 90
+    kernel = _Kernel(product, override(tile, config), early, tuple(notes))
     return Emission((kernel.emit(),))
 
 
@@ -208,7 +209,7 @@ class _Kernel:
         """Which tile the program has: tokens fastest within a group of token tiles, so that a weight tile is read from memory once."""
         w, columns = self.w, -(-self.product.n // self.tile.block_n)
         w.line("program = tl.program_id(0)")
-        if self.product.tokens and self.product.tokens <= self.tile.block_m:
+        if 0 < self.product.plan.max_tokens <= self.tile.block_m:
             w.line("first_m = 0")
             w.line("first_n = program * BLOCK_N")
             return
@@ -285,6 +286,8 @@ class _Kernel:
             if op.result not in self.product.after or op is self.product.plan.anchor_op or op.op == "gated":
                 continue
             at = places[op.result in self.product.halved]
+            if op.types[0].rank != 2:
+                continue
             for value in (v for v in op.operands if v is not None and v not in self.product.after):
                 self.e.value(value, broadcast_at(self.product.plan.type_of(value), op.types[0], at))
 

@@ -150,7 +150,7 @@ def choose_ragged(group: int, width: int, dtype_bytes: int, tokens: int, arch: i
     rows, keys, warps, stages = _RAGGED[dtype_bytes, wide]
     rows = max(next_power_of_two(group), min(rows, max(16, next_power_of_two(tokens * group))))
     if machine(arch).shared_bytes < 150_000:
-        stages = 2
+        stages, keys = 2, min(keys, 8192 // wide)
     return AttendTile(rows, keys, warps if rows >= 64 else 4, stages)
 
 

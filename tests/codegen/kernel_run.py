@@ -1,5 +1,7 @@
 """Runs the kernels that a template emits for part of a graph on Triton's interpreter, beside the reference interpreter on the whole graph."""
 
+import linecache
+import types
 from dataclasses import dataclass
 
 import torch
@@ -62,22 +64,36 @@ def emit_case(case, regime: Regime, limits=LIMITS, **config):
     return plan, binding, emit(plan)
 
 
-def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, checked=True, tokens=None, **config):
+def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, tokens=None, device="cpu", **config):
     """Launches every kernel of the emission and returns output tensors by graph value name.
 
     extra: step tensors and pages by name or kind. tokens: rows of the reference's values that the step has (all of them, by default).
+    device cpu: on the interpreter, checked; cuda: compiled by Triton.
     """
     plan, binding, emission = emit_case(case, regime, limits, **config)
     arguments = {p.name: _tensor(case, p, arg, dims, extra or {}, tokens) for p, arg in zip(plan.parameters, binding)}
     for space in emission.workspaces:
         shape = [dims[d] if isinstance(d, str) else d for d in space.shape]
         arguments[space.name] = torch.full(shape, float("nan"), dtype=TORCH_DTYPES[space.dtype])
+    arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
     for kernel in emission.kernels:
-        loaded = load_kernel(kernel.source, kernel.entry, kernel.entry)
         args = [arguments.get(name, dims.get(name)) for name in kernel.parameters]
         grid = tuple(extent(dims) for extent in kernel.grid)
-        launch(loaded, grid, args, dict(kernel.constants), checked=checked)
-    return {arg.name: arguments[p.name] for p, arg in zip(plan.parameters, binding) if p.role == "out"}
+        (_launch_interpreted if device == "cpu" else _launch_compiled)(kernel, grid, args)
+    return {arg.name: arguments[p.name].cpu() for p, arg in zip(plan.parameters, binding) if p.role == "out"}
+
+
+def _launch_interpreted(kernel, grid, args):
+    launch(load_kernel(kernel.source, kernel.entry, kernel.entry), grid, args, dict(kernel.constants), checked=True)
+
+
+def _launch_compiled(kernel, grid, args):
+    filename = f"<triton {kernel.entry} {hash(kernel.source)}>"
+    linecache.cache[filename] = (len(kernel.source), None, kernel.source.splitlines(True), filename)
+    module = types.ModuleType(kernel.entry)
+    exec(compile(kernel.source, filename, "exec"), module.__dict__)
+    early = {"launch_pdl": True} if kernel.dependent_launch else {}
+    module.__dict__[kernel.entry][grid](*args, **kernel.constants, num_warps=kernel.num_warps, num_stages=kernel.num_stages, **early)
 
 
 def _tensor(case, parameter, arg, dims, extra, tokens):

@@ -1,0 +1,39 @@
+"""The same comparisons as on the interpreter, compiled and run on a GPU, at sizes that use its tensor cores."""
+
+import pytest
+import torch
+from kernel_run import make_case, relative_error, run_case
+from test_attend_template import DECODES, Setup, attend
+from test_attend_template import TOLERANCE as ATTEND_TOLERANCE
+from test_linear_template import CASES, TOLERANCE, graph
+
+from tilewright.ir.regions import Regime
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+
+@pytest.mark.parametrize("tokens, early", [(1, 0), (1, 1), (16, 0), (50, 1), (128, 0)])
+@pytest.mark.parametrize("name", ["int8", "norm", "residual", "gated", "softcap", "two outputs"])
+@pytest.mark.parametrize("dtype, n, k", [("bf16", 1026, 1032), ("f16", 512, 2048), ("f32", 134, 72)])
+def test_products(name, tokens, dtype, n, k, early):
+    text = graph(*CASES[name], dtype=dtype, n=n, k=k)
+    inputs = {"ids": torch.randint(0, 50, (tokens,)).int(), "rows": torch.zeros(1).int()}
+    case = make_case(text, "linear", "linear", inputs, seed=tokens)
+    out = run_case(case, Regime("r", "ragged", tokens), {"T": tokens, "S": 1, "B": tokens}, inputs, device="cuda", dependent_launch=early)
+    for value, tensor in out.items():
+        assert relative_error(tensor, case.values[case.graph.value(value)]) < TOLERANCE[dtype], value
+
+
+@pytest.mark.parametrize("setup", [*DECODES, Setup(32, 8, 128, 128, "bf16", 16), Setup(32, 8, 128, 128, "f16", 64)], ids=str)
+def test_attention(setup):
+    lengths, ones = [37, 1, 101, 90], [1, 1, 1, 1]
+    for kind, chunks, config in (("decode", ones, {}), ("decode", ones, {"num_splits": 3}), ("ragged", [37, 1, 50, 9], {})):
+        out, expected = attend(setup, kind, lengths, chunks, device="cuda", **config)
+        assert relative_error(out, expected) < ATTEND_TOLERANCE[setup.dtype], (kind, config)
+
+
+@pytest.mark.parametrize("splits", [32, 64, 128])
+def test_many_splits_of_wide_heads_are_reduced_right(splits):
+    """Some versions of Triton miscompiled such a reduction."""
+    out, expected = attend(Setup(8, 1, 128, 128, "f16"), "decode", [128, 77], [1, 1], device="cuda", num_splits=splits, block_n=16)
+    assert relative_error(out, expected) < ATTEND_TOLERANCE["f16"]
