@@ -91,9 +91,15 @@ class _Importer:
         elif node.op == "get_attr":
             self._traced[node] = self._constant(node.meta["constant"], self.capture.constants[node.meta["constant"]])
         elif node.op == "output":
-            self.graph.outputs = [self._traced[n].value for n in node.args[0]]  # type: ignore[union-attr]  # a tuple of nodes
+            self.graph.outputs = [self._as_f32(self._traced[n].value) for n in node.args[0]]  # type: ignore[union-attr]  # a tuple of nodes
         elif isinstance(node.meta["val"], Tensor | tuple | list):
             self._visit_call(node)
+
+    def _as_f32(self, logits: Value) -> Value:
+        """Engines sample from f32, whatever the model computes in."""
+        if logits.type.dtype == "f32" or logits.producer is None:
+            return logits
+        return self.graph.emit("cast", [logits], {"dtype": "f32"}, names=[f"{logits.name}.f32"], loc=logits.producer.loc).result
 
     def _visit_placeholder(self, node: Node) -> None:
         spec = next(s for s in self.capture.program.graph_signature.input_specs if s.arg.name == node.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
 
 from tilewright.ir.errors import GraphError
@@ -108,6 +109,7 @@ def op(
 
 
 def find_op(name: str) -> OpDef:
+    import_module("tilewright.ir.ops")  # declares ours
     if name not in OPS:
         raise GraphError("graph", f"no op named {name!r}", suggest(name, OPS))
     return OPS[name]

@@ -14,7 +14,7 @@ from tilewright.ir.manifest import Kernel
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.printer import HEADER, print_graph, print_op
-from tilewright.passes.pipelines import DEFAULT
+from tilewright.passes.pipelines import default_pipeline
 from tilewright.passes.registry import PassInfo, load_passes
 
 DUMPS = Path("inspect") / "passes"
@@ -117,7 +117,7 @@ def kernel_resources(kernel: Kernel) -> str:
 def describe_passes() -> str:
     """The default pipeline, then one line for each pass; those of other packages are marked."""
     found = load_passes()
-    pipeline = re.sub(r"\{\{.*?\}\}", "", DEFAULT).strip().replace("{quantize}", "# fewer bytes, where asked for\nquantize,")
+    pipeline = default_pipeline(length=0, quantize="int8").replace("{length=0}", "").replace("# fewer bytes", "# fewer bytes, where asked for")
     width = max(map(len, found))
     lines = [f"  {name:<{width}}  {first_line(info)}{origin(info)}" for name, info in found.items()]
     return "\n".join(["The default pipeline:", *(f"  {line}" for line in pipeline.splitlines()), "", "All passes:", *lines]) + "\n"
