@@ -48,6 +48,8 @@ class Product:
     @staticmethod
     def of(plan: KernelPlan) -> Product:
         anchor = plan.anchor_op
+        if anchor.op != "linear":
+            raise CodegenError(f"kernel {plan.label}", f"{anchor.op} has no template for Triton", "only products with a weight [N, K] have")
         x, weight, bias = (*anchor.operands, None)[:3]
         assert x is not None and weight is not None
         if plan.producer(weight) is not None:
