@@ -196,7 +196,7 @@ class Executor:
             data = evaluate_constant(value, weights)
             if isinstance(data, QuantizedTensor):
                 self.weights[f"{name}.scale"], data = data.scale, data.data
-            self.weights[name] = data
+            self.weights[name] = data.contiguous()
         dtype = TORCH_DTYPES[lowered.cache.dtype]
         page = LIMITS.page_size
         self.cache = [
