@@ -145,6 +145,7 @@ class _Worker:
     def _start(self) -> subprocess.Popen[str]:
         if self.process is None:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            environment.pop("TRITON_INTERPRET", None)  # asks to run kernels in the interpreter; a worker only compiles them
             command = [sys.executable, "-m", "tilewright.codegen.aot_worker"]
             pipe, quiet = subprocess.PIPE, subprocess.DEVNULL  # what MLIR dumps on failure is told shorter by the error
             self.process = subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=quiet)

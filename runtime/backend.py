@@ -71,4 +71,4 @@ def choose_backend(manifest: Manifest, directory: Path, device: str | torch.devi
 
 
 def _wants_interpreter(asked: torch.device | None) -> bool:
-    return (asked is not None and asked.type == "cpu") or os.environ.get("TRITON_INTERPRET") == "1"
+    return (asked is not None and asked.type == "cpu") or os.environ.get("TILEWRIGHT_INTERPRET") == "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from tilewright.passes.registry import register_pass, rewrite
     from tilewright.passes.rewriter import Rewriter
     from tilewright.runtime import LLM, RequestOutput, SamplingParams
+
+# Triton reads this switch once, when it is imported, and cannot compile from then on; our interpreter runs beside the compiler.
+if os.environ.pop("TRITON_INTERPRET", "") == "1":
+    os.environ["TILEWRIGHT_INTERPRET"] = "1"
 
 # Loaded when first asked for, so that `import tilewright` takes no torch.
 _HOMES = {

@@ -22,6 +22,7 @@ class Environment:
     """What the variables say. A field is `TILEWRIGHT_` and its name in capitals; SWITCHES has what each means."""
 
     inspect: int = 1
+    interpret: bool = False
     validate: bool = False
     passes: str = ""
     opt_limit: int | None = None
@@ -52,6 +53,9 @@ def _count(text: str) -> int:
 SWITCHES: dict[str, Switch] = {
     "inspect": Switch(
         lambda text: int(_one_of("0", "1", "2")(text)), "0, 1 or 2", "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes, 2 also PTX"
+    ),
+    "interpret": Switch(
+        lambda text: _one_of("0", "1")(text) == "1", "0 or 1", "run Triton kernels slowly on the CPU; TRITON_INTERPRET=1 says the same"
     ),
     "validate": Switch(lambda text: _one_of("0", "1")(text) == "1", "0 or 1", "run the reference interpreter before and after every pass"),
     "passes": Switch(str, "-PASS,+PASS", "leave passes out of every pipeline, or append some"),

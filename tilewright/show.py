@@ -80,12 +80,16 @@ def find_dump(directory: Path, stage: str | None) -> Path:
 
 
 def layer_text(graph: Graph, layer: int, where: str) -> str:
-    """The ops that make values of one layer, flat."""
-    mark = re.compile(rf"(^|\.){layer}(\.|$)")
-    chosen = [op for op in graph.ops if any(mark.search(value.name) for value in op.results)]
+    """The ops that compute a layer, by the modules they come from, flat."""
+    chosen = [op for op in graph.ops if layer in map(layer_of, op.loc.modules)]
     if not chosen:
         raise EngineError(where, f"no op belongs to layer {layer}", "layers count from 0")
     return "\n".join(print_op(op) for op in chosen) + "\n"
+
+
+def layer_of(module: str) -> int | None:
+    """model.layers.3.mlp -> 3"""
+    return next((int(word) for word in module.split(".") if word.isdigit()), None)
 
 
 # -- kernels --------------------------------------------------------------------------------------------------------------------
