@@ -15,6 +15,8 @@ from tilewright.runtime.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX
 # Columns of `SampleRows.params`.
 PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens")
 NO_FILTER = 2.0  # a top_p that no sum of probabilities reaches
+MOST_TOP_K = 1024  # up to here top_k is found without putting all logits in order
+MOST_PARTS = 256  # of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class SamplePlan:
 
     draws: bool = False  # some row is not greedy
     filters: bool = False  # some row has top_k or top_p
+    sorts: bool = False  # some row has a top_k over MOST_TOP_K, or top_p without top_k
     penalties: bool = False  # some row has a penalty
     biases: bool = False  # some row has logit_bias or min_tokens
     logprobs: bool = False  # some row reports them
@@ -32,6 +35,7 @@ class SamplePlan:
         return SamplePlan(
             draws=not params.is_greedy,
             filters=params.has_filters,
+            sorts=params.has_filters and not 0 < params.top_k <= MOST_TOP_K,
             penalties=params.has_penalties,
             biases=bool(params.logit_bias) or params.min_tokens > 0,
             logprobs=params.logprobs is not None,
@@ -39,13 +43,16 @@ class SamplePlan:
 
     @property
     def bits(self) -> int:
-        return self.draws | self.filters << 1 | self.penalties << 2 | self.biases << 3 | self.logprobs << 4
+        return sum(getattr(self, name) << i for i, name in enumerate(PARTS))
 
     @staticmethod
     @functools.cache
     def from_bits(bits: int) -> SamplePlan:
         """The inverse of `bits`; the union of plans is the bitwise or of theirs."""
-        return SamplePlan(*(bool(bits >> i & 1) for i in range(5)))
+        return SamplePlan(*(bool(bits >> i & 1) for i in range(len(PARTS))))
+
+
+PARTS = tuple(SamplePlan.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +120,10 @@ class Sampler:
             logits = self._biases.apply(logits, rows)
         if plan.penalties and self._history is not None:
             logits = self._history.penalize(logits, rows)
-        tokens = logits.argmax(dim=-1)
+        tokens = choose_greedy(logits)
         if plan.draws:
             temperature = rows.params[:, 0]
-            tokens = torch.where(temperature == 0, tokens, draw(logits, rows, filters=plan.filters))
+            tokens = torch.where(temperature == 0, tokens, draw(logits, rows, filters=plan.filters, sorts=plan.sorts))
         short = tokens.to(torch.int32)
         self.last_token[rows.slots] = short
         if plan.penalties and self._history is not None:
@@ -124,28 +131,65 @@ class Sampler:
         return report(raw, tokens, short) if plan.logprobs else Sampled(short)
 
 
-def draw(logits: torch.Tensor, rows: SampleRows, *, filters: bool) -> torch.Tensor:
-    """tokens: i64[S], the first whose cumulative probability exceeds rows.uniform, after temperature, min_p, top_k, top_p."""
+def split_rows(x: torch.Tensor) -> torch.Tensor:
+    """f32[S, vocab] as f32[S, parts, vocab / parts]: torch gives a whole row to one block of a GPU, parts keep more of it busy."""
+    size = x.shape[-1]
+    parts = next(parts for parts in range(min(MOST_PARTS, size), 0, -1) if size % parts == 0)
+    return x.view(x.shape[0], parts, size // parts)
+
+
+def choose_greedy(logits: torch.Tensor) -> torch.Tensor:
+    """tokens: i64[S], the first of the largest of logits: f32[S, vocab]."""
+    best, place = split_rows(logits).max(dim=-1)
+    part = best.argmax(dim=-1, keepdim=True)
+    return (place.gather(-1, part) + part * (logits.shape[-1] // best.shape[-1]))[:, 0]
+
+
+def draw(logits: torch.Tensor, rows: SampleRows, *, filters: bool, sorts: bool) -> torch.Tensor:
+    """tokens: i64[S], drawn after temperature, min_p, top_k, top_p. Weights are probabilities relative to the most probable token."""
     temperature, min_p = rows.params[:, 0:1], rows.params[:, 3:4]
-    scaled = logits / torch.where(temperature == 0, 1.0, temperature)
-    scaled = scaled.masked_fill(scaled < scaled.amax(dim=-1, keepdim=True) + min_p.log(), -torch.inf)
+    weights = logits - split_rows(logits).amax(dim=-1).amax(dim=-1, keepdim=True)
+    weights.div_(torch.where(temperature == 0, 1.0, temperature)).exp_()
+    weights.masked_fill_(weights < min_p, 0)
     if filters:
-        threshold = filter_threshold(scaled, rows.params[:, 1:2], rows.params[:, 2:3])
-        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
-    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    target = rows.uniform[:, None] * cumulative[:, -1:]
-    return (cumulative <= target).sum(dim=-1).clamp_max(logits.shape[-1] - 1)
+        num_candidates = weights.shape[-1] if sorts else min(MOST_TOP_K, weights.shape[-1])
+        weights.masked_fill_(weights < filter_threshold(weights, rows.params[:, 1:2], rows.params[:, 2:3], num_candidates), 0)
+    return pick(weights, rows.uniform)
 
 
-def filter_threshold(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """f32[S, 1]: the least logit that top_k: f32[S, 1] (0: all), then top_p: f32[S, 1], keep of scaled: f32[S, vocab]. Ties are kept."""
-    ordered = scaled.sort(dim=-1, descending=True).values
-    last = torch.where(top_k <= 0, scaled.shape[-1], top_k).clamp_max(scaled.shape[-1]).long() - 1
-    kth = ordered.gather(-1, last)
-    probabilities = ordered.masked_fill(ordered < kth, -torch.inf).softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    num_kept = (before < top_p).sum(dim=-1, keepdim=True).clamp_min(1)
-    return torch.maximum(kth, ordered.gather(-1, num_kept - 1))
+def filter_threshold(weights: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, num_candidates: int) -> torch.Tensor:
+    """f32[S, 1]: the least weight that top_k: f32[S, 1] (0: all), then top_p: f32[S, 1], keep of weights: f32[S, vocab]. Ties are kept.
+
+    Only the num_candidates largest weights are put in order; top_k must not be larger, and top_p needs a top_k then.
+    """
+    sorts = num_candidates == weights.shape[-1]
+    ordered = weights.sort(dim=-1, descending=True).values if sorts else weights.topk(num_candidates, dim=-1).values
+    limit = torch.where(top_k == 0, num_candidates, top_k).clamp_max(num_candidates).long()
+    sums = running_sums(ordered)
+    wanted = top_p * sums.gather(-1, limit - 1)
+    num_kept = torch.minimum(torch.searchsorted(sums, wanted) + 1, limit)
+    threshold = ordered.gather(-1, num_kept - 1)
+    return torch.where((top_k == 0) & (top_p >= 1), 0.0, threshold)
+
+
+def running_sums(x: torch.Tensor) -> torch.Tensor:
+    """f32[S, n]: x[:, :i + 1].sum() for each i, over x: f32[S, n]."""
+    within = split_rows(x).cumsum(dim=-1)
+    before = within[:, :, -1].cumsum(dim=-1) - within[:, :, -1]
+    return within.add_(before[:, :, None]).view(x.shape)
+
+
+def pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """tokens: i64[S], the first whose running sum exceeds uniform: f64[S] of the whole, over weights: f32[S, vocab]."""
+    parts = split_rows(weights)
+    sums = parts.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target = uniform[:, None] * sums[:, -1:]
+    part = torch.searchsorted(sums, target, right=True).clamp_max(sums.shape[-1] - 1)
+    before = torch.where(part > 0, sums.gather(-1, (part - 1).clamp_min(0)), 0.0)
+    inside = parts.gather(1, part[:, :, None].expand(-1, 1, parts.shape[-1]))[:, 0]
+    place = torch.searchsorted(inside.cumsum(dim=-1, dtype=torch.float64), target - before, right=True)
+    last = torch.where(inside > 0, torch.arange(inside.shape[-1], device=inside.device), 0).amax(dim=-1, keepdim=True)
+    return (part * parts.shape[-1] + torch.minimum(place, last))[:, 0]
 
 
 def report(logits: torch.Tensor, tokens: torch.Tensor, short: torch.Tensor) -> Sampled:

@@ -16,7 +16,7 @@ from transformers import (
 
 from tilewright.ir.errors import RequestError
 from tilewright.runtime.random_stream import uniforms
-from tilewright.runtime.sampler import SamplePlan, Sampler, SampleRows, draw, param_row
+from tilewright.runtime.sampler import SamplePlan, Sampler, SampleRows, choose_greedy, draw, filter_threshold, param_row, pick
 from tilewright.runtime.sampling_params import SamplingParams
 
 VOCAB = 37
@@ -147,7 +147,31 @@ def test_logits_are_left_as_they_are(generator):
 def test_a_token_without_probability_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
     for uniform in (0.0, 0.4999, 0.5, 1 - 2**-53):
-        assert int(draw(logits, make_rows([SamplingParams()], [uniform]), filters=False)) == (1 if uniform < 0.5 else 3)
+        token = draw(logits, make_rows([SamplingParams()], [uniform]), filters=False, sorts=False)
+        assert int(token) == (1 if uniform < 0.5 else 3)
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 97, 5000, 5120])
+def test_vocabularies_of_any_size_are_picked_from_like_a_plain_search(vocab, generator):
+    weights = torch.rand(64, vocab, generator=generator) * (torch.rand(64, vocab, generator=generator) < 0.5)
+    weights[:, vocab // 2] += 0.1
+    uniform = torch.rand(64, generator=generator, dtype=torch.float64)
+    sums = weights.double().cumsum(-1)
+    assert torch.equal(pick(weights, uniform), (sums <= uniform[:, None] * sums[:, -1:]).sum(-1))
+    assert torch.equal(choose_greedy(weights), weights.argmax(-1))
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (700, 1.0), (700, 0.8), (40, 0.3), (0, 0.9), (2000, 0.9), (0, 1.0), (9000, 1.0)])
+def test_large_vocabularies_are_filtered_as_by_transformers(top_k, top_p, generator):
+    logits = torch.randn(3, 5120, generator=generator) * 3
+    params = SamplingParams(top_k=top_k, top_p=top_p)
+    k, p = torch.tensor(param_row(params))[None, 1:3].expand(3, -1).split(1, dim=-1)
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    processors = ([TopKLogitsWarper(top_k)] if top_k else []) + ([TopPLogitsWarper(top_p)] if top_p < 1 else [])
+    wanted = LogitsProcessorList(processors)(torch.zeros(3, 1, dtype=torch.long), logits.clone()).isfinite()
+    assert SamplePlan.of(params).sorts == (top_k > 1024 or (top_k == 0 and top_p < 1))
+    num_candidates = 5120 if SamplePlan.of(params).sorts else 1024
+    assert torch.equal(weights >= filter_threshold(weights, k, p, num_candidates), wanted)
 
 
 def test_uniforms_are_even_and_depend_on_seed_and_position_alone():
