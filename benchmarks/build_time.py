@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from random_checkpoint import SHAPES, write_checkpoint
 from results_table import report
+from scratch import open_scratch
 
 FIRST_TOKEN = """
 import sys, time
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--quantize", nargs="+", default=["none", "int8"])
     parser.add_argument("--target", default=None)
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
-    parser.add_argument("--scratch", help="folder for checkpoints and engines")
+    parser.add_argument("--scratch", help="folder that keeps checkpoints and engines")
     parser.add_argument("--write", action="store_true", help="append to RESULTS.md")
     args = parser.parse_args()
     rows = [row for shape in args.shapes for row in measure_shape(shape, args)]
@@ -51,11 +51,11 @@ def main() -> None:
 
 def measure_shape(shape: str, args: argparse.Namespace) -> list[list[str]]:
     rows = []
-    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        model = write_checkpoint(shape, Path(scratch) / "model", layers=args.layers)
+    with open_scratch(args.scratch, shape) as scratch:
+        model = write_checkpoint(shape, scratch / "model", layers=args.layers)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         for quantize in args.quantize:
-            engine = Path(scratch) / f"engine-{quantize}"
+            engine = scratch / f"engine-{quantize}"
             command = [sys.executable, "-m", "tilewright", "build", str(model), str(engine), "--max-input-len", "512", "--max-output-len", "512"]
             command += [] if quantize == "none" else ["--quantize", quantize]
             command += ["--target", args.target] if args.target else []

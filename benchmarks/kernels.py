@@ -24,6 +24,7 @@ from tilewright.ir.manifest import Limits
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.reference import TORCH_DTYPES
 from tilewright.ir.regions import Regime, Region
+from tilewright.measure import measure_read_limit
 
 HIDDEN, INTERMEDIATE, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 4096, 14336, 128256, 32, 8, 128
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--early", action="store_true", help="with programmatic dependent launch")
     args = parser.parse_args()
-    limit = read_limit()
+    limit = measure_read_limit()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; read limit {limit / 1e12:.2f} TB/s")
     print(f"{'kernel':34} {'us':>8} {'TB/s':>6} {'TFLOP/s':>8} {'of read':>7}  {'peer us':>8} {'ratio':>5}  {'error':>8}  tile")
     for row in (*linear_rows(), *attend_rows()):
@@ -298,17 +299,6 @@ def load(text: KernelText) -> object:
     module = types.ModuleType(text.entry)
     exec(compile(text.source, filename, "exec"), module.__dict__)
     return module.__dict__[text.entry]
-
-
-def read_limit() -> float:
-    """Bytes per second of a kernel that only reads."""
-    from tilewright.read_limit_kernel import BLOCK, read_only
-
-    data = torch.zeros(1 << 30, dtype=torch.int32, device="cuda")
-    programs = data.numel() // BLOCK
-    out = torch.empty(programs, dtype=torch.int32, device="cuda")
-    row = Row("read", "", "", "", 1, data.nbytes, 1 << 40, lambda a: out)
-    return data.nbytes / time_graph(lambda i: read_only[(programs,)](data, out, num_warps=8), row) * 1e6
 
 
 # -- sweep ----------------------------------------------------------------------------------------------------------------------

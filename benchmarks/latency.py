@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 from random_checkpoint import SHAPES, write_checkpoint
 from results_table import report
+from scratch import open_scratch
 from transformers import AutoModelForCausalLM
 
 import tilewright as tw
@@ -29,8 +29,8 @@ def main() -> None:
     limit = measure_read_limit() if has_gpu else None
     rows: list[list[str]] = []
     for shape in args.shapes:
-        with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-            model = write_checkpoint(shape, Path(scratch) / "model", layers=args.layers)
+        with open_scratch(args.scratch, shape) as scratch:
+            model = write_checkpoint(shape, scratch / "model", layers=args.layers)
             rows += ours(shape, model, args, limit)
             rows += peers(shape, model, args, limit)
     notes = f"Prompts of {args.prompt} tokens, slope between {args.outputs[0]} and {args.outputs[1]} output tokens, median of {args.repeat}."
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--outputs", type=int, nargs=2, default=[16, 272])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
-    parser.add_argument("--scratch", help="folder for checkpoints and engines")
+    parser.add_argument("--scratch", help="folder that keeps checkpoints and engines, to be used again")
     parser.add_argument("--write", action="store_true", help="append to RESULTS.md")
     return parser.parse_args()
 
@@ -56,10 +56,11 @@ def ours(shape: str, model: Path, args: argparse.Namespace, limit: float | None)
     rows = []
     for quantize in args.quantize:
         out = model.parent / f"engine-{quantize}"
-        tw.compile(
-            model, out, dtype="bfloat16", quantize=None if quantize == "none" else quantize,
-            max_batch_size=8, max_input_len=args.prompt, max_output_len=args.outputs[1],
-        )  # fmt: skip
+        if not (out / "manifest.json").exists():
+            tw.compile(
+                model, out, dtype="bfloat16", quantize=None if quantize == "none" else quantize,
+                max_batch_size=16, max_input_len=512, max_output_len=512,
+            )  # fmt: skip
         llm = tw.LLM(out)
         reading = measure_latency(llm, prompt_len=args.prompt, outputs=tuple(args.outputs), repeat=args.repeat)
         what = "tilewright bf16" if quantize == "none" else f"tilewright bf16, {quantize} weights"

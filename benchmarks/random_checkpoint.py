@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 SHARD_BYTES = 2 << 30
+INDEX = "model.safetensors.index.json"
 PERIOD = 16_777_213  # prime, so that rows of a repeated block of noise differ from one another
 WEIGHT_STD = 0.02
 
@@ -52,7 +53,12 @@ def shape_config(name: str, layers: int | None = None) -> PretrainedConfig:
 
 
 def write_checkpoint(name: str, directory: Path, *, dtype: torch.dtype = torch.bfloat16, layers: int | None = None) -> Path:
-    """What save_pretrained would have written for the shape: config.json, shards of at most SHARD_BYTES, and their index."""
+    """What save_pretrained would have written for the shape: config.json, shards of at most SHARD_BYTES, and their index, last.
+
+    A directory that is complete is used as it is.
+    """
+    if (directory / INDEX).exists():
+        return directory
     config = shape_config(name, layers)
     config.dtype = dtype
     with torch.device("meta"):
@@ -69,7 +75,7 @@ def write_checkpoint(name: str, directory: Path, *, dtype: torch.dtype = torch.b
         save_file({key: _fill(key, shapes[key], noise) for key in shard}, directory / file, metadata={"format": "pt"})
         index |= dict.fromkeys(shard, file)
     total = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1))
+    (directory / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1))
     return directory
 
 
