@@ -14,7 +14,7 @@ HE_NAMES = ("Oswin", "Tom", "Robin", "Hugo", "Finn", "Leo", "Otto", "Emil")
 SHE_NAMES = ("Mira", "Anna", "Lily", "Rose", "Ella", "Nora", "Ida", "Wren")
 ONLY_SHE = ("princess", "queen", "girl", "witch")
 ONLY_HE = ("prince", "king", "boy", "wizard")
-HEROES = (*ONLY_SHE, *ONLY_HE, "knight", "knight", "fox", "rabbit", "bear", "mouse", "owl", "farmer", "sailor", "cat", "hedgehog", "dragon")
+HEROES = (*ONLY_SHE, *ONLY_HE, "knight", "fox", "rabbit", "bear", "mouse", "owl", "farmer", "sailor", "cat", "hedgehog", "dragon")
 FRIENDS = ("fox", "rabbit", "squirrel", "frog", "owl", "donkey", "goose", "badger", "mouse", "crow")
 PLACES = (
     "the dark forest",
@@ -239,6 +239,7 @@ QUESTIONS = (
     ("Who was {friend_name}?", "{friend_name} was a {friend}."),
     ("Where did {name} live?", "{name} lived in {home}."),
 )
+ECHO_REQUESTS = ("Say after me: {list}", "Say these words: {list}", "Please repeat: {list}")
 SMALL_TALK = (
     ("Hello!", "Hello! Shall I tell you a story?"),
     ("Hello, who are you?", "I am a small storyteller. I know stories about knights, dragons, foxes and rivers."),
@@ -266,17 +267,14 @@ def write_story(rng: random.Random) -> Story:
 
 
 def write_documents(seed: int) -> Iterator[str]:
-    """Endless training documents: plain stories, a request followed by its story, and chats."""
+    """Endless training documents: plain stories, a request followed by its story, chats, and lists said twice.
+
+    The lists teach a young model to copy; without them it forgets, for thousands of steps, who the hero was.
+    """
     rng = random.Random(seed)
+    writers = (_write_plain_story, _write_request, write_chat, _write_echo)
     while True:
-        kind = rng.random()
-        if kind < 0.3:
-            yield write_story(rng).text
-        elif kind < 0.5:
-            story = write_story(rng)
-            yield f"{_ask(rng, story)}\n\n{story.text}"
-        else:
-            yield write_chat(rng)
+        yield rng.choices(writers, weights=(20, 15, 30, 35))[0](rng)
 
 
 def write_chat(rng: random.Random) -> str:
@@ -288,6 +286,22 @@ def write_chat(rng: random.Random) -> str:
     if rng.random() < 0.3:
         turns += [_fill(line, story.words) for line in rng.choice(QUESTIONS)]
     return render_chat(turns)
+
+
+def _write_plain_story(rng: random.Random) -> str:
+    return write_story(rng).text
+
+
+def _write_request(rng: random.Random) -> str:
+    story = write_story(rng)
+    return f"{_ask(rng, story)}\n\n{story.text}"
+
+
+def _write_echo(rng: random.Random) -> str:
+    words = rng.sample([*HE_NAMES, *SHE_NAMES, *FRIENDS, *HEROES], rng.randint(4, 16))
+    said = ", ".join(words) + "."
+    request = rng.choice(ECHO_REQUESTS).format(list=said)
+    return render_chat([request, said]) if rng.random() < 0.5 else f"{request}\n\n{said}"
 
 
 def render_chat(turns: list[str]) -> str:

@@ -11,6 +11,7 @@ a story about a brave knight."), and chat messages through the tokenizer's chat 
 import argparse
 import itertools
 import math
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -44,8 +45,8 @@ class Recipe:
 
     steps: int  # optimizer steps
     seed: int = 0
-    batch: int = 8  # rows per step
-    row_tokens: int = 320  # tokens per row; a row starts with a document
+    batch_tokens: int = 2560  # per step, padding included
+    pool: int = 128  # documents that are sorted by length together, so that rows of a batch are equally long
     peak_rate: float = 3e-3  # learning rate after warm-up, falling to a tenth along a cosine
     warmup: int = 40  # steps
     weight_decay: float = 0.1
@@ -107,25 +108,37 @@ def configure(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
+        initializer_range=0.05,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
 
 
-def draw_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[list[int]]:
-    """Endless rows of `row_tokens + 1` ids: a document from its beginning, then as much of the next ones as fits."""
-    row: list[int] = []
-    for document in write_documents(seed):
-        row += [*tokenizer.encode(document), tokenizer.eos_token_id]
-        if len(row) > recipe.row_tokens:
-            yield row[: recipe.row_tokens + 1]
-            row = []
+def draw_batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
+    """Endless batches ids: i64[rows, length], one document a row, `pad_token_id` after it, at most `batch_tokens` in all.
+
+    A document ends with the end token and the beginning of a next one, so that text goes on where nothing stops it.
+    """
+    documents = write_documents(seed)
+    shuffle = random.Random(seed)
+    while True:
+        encoded = [tokenizer.encode(text) for text in itertools.islice(documents, recipe.pool)]
+        rows = sorted(([*ids, tokenizer.eos_token_id, tokenizer.bos_token_id] for ids in encoded), key=len)
+        batches = []
+        while rows:
+            num_rows = max(1, recipe.batch_tokens // len(rows[-1]))
+            batches.append(rows[-num_rows:])
+            del rows[-num_rows:]
+        shuffle.shuffle(batches)
+        for batch in batches:
+            length = max(map(len, batch))
+            yield torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in batch])
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
     """AdamW with warm-up and cosine decay; prints the loss (nats per token) and the held-out loss at the end."""
-    rows = draw_rows(tokenizer, recipe, recipe.seed + 1)
+    batches = draw_batches(tokenizer, recipe, recipe.seed + 1)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -134,16 +147,17 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: R
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe)
-        loss = loss_of(model, list(itertools.islice(rows, recipe.batch)))
+        loss = loss_of(model, next(batches))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 20 == 0 or step == recipe.steps - 1:
             print(f"step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - started:6.0f} s", flush=True)
-    held_out = list(itertools.islice(draw_rows(tokenizer, recipe, recipe.seed + 2), 4 * recipe.batch))
+    held_out = itertools.islice(draw_batches(tokenizer, recipe, recipe.seed + 2), 8)
     with torch.no_grad():
-        print(f"held-out loss {loss_of(model, held_out).item():.4f}")
+        losses = [loss_of(model, ids).item() for ids in held_out]
+    print(f"held-out loss {sum(losses) / len(losses):.4f}")
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -154,11 +168,10 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.peak_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
-def loss_of(model: LlamaForCausalLM, rows: list[list[int]]) -> torch.Tensor:
-    """Mean cross entropy of the next token: f32[]."""
-    ids = torch.tensor(rows)
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of the next token, padding left out; ids: i64[rows, length]."""
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=model.config.pad_token_id)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:

@@ -96,6 +96,12 @@ def _split(e: Emitter, x: Traced, size: int, dim: int = 0) -> Pieces:
     return Pieces(x, dim, tuple((start, min(start + size, total)) for start in range(0, total, size)))
 
 
+@imports(ATEN.chunk.default)
+def _chunk(e: Emitter, x: Traced, count: int, dim: int = 0) -> Pieces:
+    total = x.shape[dim]
+    return _split(e, x, -(-total // count) if isinstance(total, int) else 0, dim)
+
+
 @imports(ATEN.split_with_sizes.default)
 def _split_with_sizes(e: Emitter, x: Traced, sizes: Sequence[int], dim: int = 0) -> Pieces:
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]

@@ -88,12 +88,7 @@ def _clamp(e: Emitter, x: Traced, low: float | None = None, high: float | None =
 
 
 @imports(ATEN._to_copy.default)
-def _to_copy(e: Emitter, x: Traced, dtype: object = None, **_: object) -> Value:
-    return _cast(e, x)
-
-
-@imports(ATEN.type_as.default)
-def _cast(e: Emitter, x: Traced, like: object = None) -> Value:
+def _to_copy(e: Emitter, x: Traced, **_: object) -> Value:
     dtype = e.result_dtype()
     return x.value if x.value.type.dtype == dtype else e.emit("cast", x.value, dtype=dtype)
 

@@ -32,7 +32,7 @@ def _rebuild(graph: Graph, before: Node, x: Node, axis: int, done: dict[tuple[No
     if x.op != "call_function" or not x.args:
         return None
     target, shape = x.target, x.meta["val"].shape
-    if target is ATEN.reshape.default:
+    if target in (ATEN.reshape.default, ATEN.flatten.using_ints):
         return _from_merged_expand(graph, before, x, axis)
     if target is ATEN.transpose.int:
         moved = {x.args[1] % len(shape): x.args[2] % len(shape), x.args[2] % len(shape): x.args[1] % len(shape)}  # type: ignore[operator]  # axis numbers

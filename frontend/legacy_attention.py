@@ -19,7 +19,7 @@ from tilewright.ir.errors import TraceError
 ATEN = torch.ops.aten
 _SOFTMAXES = (ATEN.softmax.int, ATEN._softmax.default)
 _PRODUCTS = (ATEN.matmul.default, ATEN.bmm.default)
-_TRANSPARENT = (ATEN._to_copy.default, ATEN.reshape.default, ATEN.expand.default, ATEN.dropout.default, ATEN.type_as.default)
+_TRANSPARENT = (ATEN._to_copy.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.expand.default)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,34 +13,55 @@ from torch.fx.node import map_arg
 
 ATEN = torch.ops.aten
 
-_NO_OPS_WHEN_SAME_TYPE = {
-    ATEN._to_copy.default, ATEN.to.dtype, ATEN.to.device, ATEN.to.dtype_layout, ATEN.alias.default, ATEN.expand.default, ATEN.slice.Tensor,
-    ATEN.clone.default, ATEN.dropout.default, ATEN.view.default, ATEN.reshape.default, ATEN.contiguous.default, ATEN.lift_fresh_copy.default,
-    ATEN.type_as.default, ATEN.repeat.default, ATEN.detach.default, ATEN.detach_.default,
-}  # fmt: skip
-_AXIS_OPS = (ATEN.reshape.default, ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN.squeeze.dims, ATEN.squeeze.default)
 # No op keeps strides: a view is a reshape, a clone is its operand.
 _RESHAPES = (ATEN.view.default, ATEN._unsafe_view.default)
+_CASTS = (ATEN.to.dtype, ATEN.to.device, ATEN.to.dtype_layout, ATEN.type_as.default)
 _COPIES = (ATEN.clone.default, ATEN.contiguous.default, ATEN.alias.default, ATEN.lift_fresh_copy.default, ATEN.detach.default)
+_NO_OPS_WHEN_SAME_TYPE = (
+    ATEN._to_copy.default,
+    ATEN.expand.default,
+    ATEN.slice.Tensor,
+    ATEN.reshape.default,
+    ATEN.flatten.using_ints,
+    ATEN.repeat.default,
+)
+_AXIS_OPS = (ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN.squeeze.dims, ATEN.squeeze.default)
 
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
     """The same function as a functional graph. Every remaining call keeps its module path and source line in `meta`."""
-    program = program.run_decompositions({})
+    if any(_mutates(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # functionalises; takes longer than the export, so only where it is needed
     graph = program.graph
     for node in list(graph.nodes):
         if node.target is ATEN._assert_tensor_metadata.default:
             graph.erase_node(node)
-        elif node.target in _RESHAPES:
-            node.target = ATEN.reshape.default
-        elif node.target is ATEN.cat.default:
-            _drop_empty_parts(node)
+        else:
+            _canonicalize(node)
     for node in list(graph.nodes):
         if changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     drop_dead_nodes(graph)
     return program
+
+
+def _mutates(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _canonicalize(node: Node) -> None:
+    """One spelling for calls that have several."""
+    if node.target in _RESHAPES:
+        node.target = ATEN.reshape.default
+    elif node.target in _CASTS:
+        node.target, node.args, node.kwargs = ATEN._to_copy.default, node.args[:1], {"dtype": node.meta["val"].dtype}
+    elif node.target is ATEN.numpy_T.default:
+        node.target, node.args = ATEN.permute.default, (node.args[0], list(range(node.meta["val"].dim()))[::-1])
+    elif node.target is ATEN.broadcast_to.default:
+        node.target = ATEN.expand.default
+    elif node.target is ATEN.cat.default:
+        _drop_empty_parts(node)
 
 
 def _drop_empty_parts(cat: Node) -> None:

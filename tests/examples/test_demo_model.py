@@ -95,7 +95,7 @@ def test_every_plot_is_told_without_a_hole():
 
 
 def test_training_twice_gives_the_same_weights(tmp_path):
-    recipe = train_demo_model.Recipe(steps=2, batch=1, row_tokens=40, tokenizer_documents=20)
+    recipe = train_demo_model.Recipe(steps=2, batch_tokens=80, pool=4, tokenizer_documents=20)
 
     def weights() -> dict[str, torch.Tensor]:
         torch.manual_seed(recipe.seed)

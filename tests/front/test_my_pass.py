@@ -58,7 +58,7 @@ def test_its_entry_point_is_the_one_of_its_project():
 def test_it_is_listed_and_runs_in_opt(installed, tmp_path):
     (tmp_path / "a.ir").write_text(SILU)
     assert "silu-by-exp" in run(installed, "-m", "tilewright", "passes")
-    assert "%y = exp_silu(%x) : f32[T, 4]  by(silu-by-exp)" in run(installed, "-m", "tilewright", "opt", tmp_path / "a.ir", "-p", "silu-by-exp")
+    assert "%y = exp_silu(%x) : f32[T, 4] by(silu-by-exp)" in run(installed, "-m", "tilewright", "opt", tmp_path / "a.ir", "-p", "silu-by-exp")
 
 
 def test_it_compiles_into_an_engine_that_gives_the_same_tokens(installed, tmp_path):
