@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from tilewright.ir.errors import GraphError
 from tilewright.ir.graph import Graph, Op, Value
 from tilewright.ir.opdef import Attr
 from tilewright.ir.reference import DTYPE_NAMES, REFERENCES, Batch, QuantizedTensor, needs_batch
 from tilewright.ir.weights import Weights
-from torch import Tensor
 
 Observer = Callable[[Value, Any], None]
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models import stack
+
 from tilewright.ir.errors import EngineError, GraphError
 from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import evaluate_constant, interpret

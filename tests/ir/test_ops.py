@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tilewright.ir import ops  # noqa: F401
 from tilewright.ir.errors import GraphError
 from tilewright.ir.graph import Graph

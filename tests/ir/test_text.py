@@ -4,6 +4,7 @@ import random
 
 import pytest
 from models import stack
+
 from tilewright.ir.errors import ParseError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import is_same_structure
