@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tilewright.ir.errors import ParseError
@@ -18,6 +18,7 @@ INDENT = "  "
 DEFINED = re.compile(r"\s*(?:param )?[%@]([\w./<>-]*?)\.(\d+)(?=[.,\s])")
 NAME = re.compile(r"[%@][\w./<>{}+-]+")
 OPEN = re.compile(r"\s*repeat L in (\d+)\.\.(\d+)(?: step (\d+))? as ([\w.]+)(?: carry\(([^)]*)\))? \{")
+BEFORE = re.compile(r"\{L-(\d+)\}")  # a layer of the turn before
 YIELD = re.compile(r"\s*yield (.*)")
 
 
@@ -108,7 +109,7 @@ def _run(blocks: list[Block], at: int, period: int) -> Run | None:
     second = _turn(blocks, at, period, 1)
     if first is None or second is None:
         return None
-    carry = _carried(first, second)
+    carry = _carried(first, second, blocks[at].index)
     if carry is None or not _are_yielded(carry, second, period):
         return None
     turns = 2
@@ -137,8 +138,8 @@ def _placeholder(offset: int) -> str:
     return "{L}" if offset == 0 else f"{{L{offset:+d}}}"
 
 
-def _carried(first: list[str], second: list[str]) -> dict[str, str] | None:
-    """What the second turn reads of the first, and what the first reads in its place; None where the turns differ in anything else."""
+def _carried(first: list[str], second: list[str], base: int) -> dict[str, str] | None:
+    """What the second turn reads of the first, and what the first, of layer `base`, reads in its place; None where they differ otherwise."""
     carry: dict[str, str] = {}
     if len(first) != len(second):
         return None
@@ -147,7 +148,8 @@ def _carried(first: list[str], second: list[str]) -> dict[str, str] | None:
             return None
         for x, y in zip(NAME.findall(a), NAME.findall(b)):
             if "{L-" in y:
-                if carry.setdefault(y, x) != x:
+                start = BEFORE.sub(lambda m: str(base - int(m[1])), x)
+                if carry.setdefault(y, start) != start:
                     return None
             elif x != y:
                 return None
@@ -161,7 +163,7 @@ def _are_yielded(carry: dict[str, str], body: list[str], period: int) -> bool:
 
 
 def _next_turn(name: str, period: int) -> str:
-    return re.sub(r"\{L-(\d+)\}", lambda m: _placeholder(period - int(m[1])), name)
+    return BEFORE.sub(lambda m: _placeholder(period - int(m[1])), name)
 
 
 def _print_run(run: Run, first: Block) -> Iterator[str]:
@@ -191,18 +193,17 @@ def _unroll(head: re.Match[str], body: list[tuple[int, str]], where: str) -> lis
     carry = dict(part.split(" = ") for part in head[5].split(", ")) if head[5] else {}
     lines: list[tuple[int, str]] = []
     for index in range(start, stop + 1, step):
-        following: list[str] = []
-        for number, text in body:
-            full = _lengthen(text, stem, index)
-            ending = YIELD.match(full)
-            if ending:
-                following = ending[1].split(", ")
-            else:
-                lines.append((number, NAME.sub(lambda m: carry.get(m[0], m[0]), full)))
-        if len(following) != len(carry):
-            raise ParseError(where, f"carries {len(carry)} values and yields {len(following)}", "end the block with `yield` of as many")
-        carry = dict(zip(carry, following))
+        turn = [(number, _lengthen(text, stem, index)) for number, text in body]
+        yielded = next((ending[1].split(", ") for _, line in turn if (ending := YIELD.match(line))), [])
+        if len(yielded) != len(carry):
+            raise ParseError(where, f"carries {len(carry)} values and yields {len(yielded)}", "end the block with `yield` of as many")
+        lines += [(number, _carry_in(line, carry)) for number, line in turn if not YIELD.match(line)]
+        carry = dict(zip(carry, yielded))
     return lines
+
+
+def _carry_in(line: str, carry: Mapping[str, str]) -> str:
+    return NAME.sub(lambda m: carry.get(m[0], m[0]), line)
 
 
 def _lengthen(line: str, stem: str, index: int) -> str:

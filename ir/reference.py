@@ -268,7 +268,7 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, *, scale:
     keys, values = (t.transpose(0, 1).to(wide).repeat_interleave(group, 0) for t in (k, v))
     scores = queries @ keys.transpose(1, 2) * scale
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+        scores = softcap * torch.tanh(scores.double() / softcap).to(wide)  # some builds of torch have a tanh of 1e-5 in f32
     row = torch.arange(k.shape[0] - q.shape[0], k.shape[0], device=q.device)[:, None]
     column = torch.arange(k.shape[0], device=q.device)[None, :]
     if slopes is not None:

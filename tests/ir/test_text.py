@@ -34,7 +34,9 @@ def test_layers_of_period_two_fold_two_at_a_time():
 
 
 def test_a_layer_that_differs_stays_outside_the_block():
-    text = fold_text(stack(9, extra_in=4))
+    graph = stack(9, extra_in=4)
+    text = fold_text(graph)
+    assert is_same_structure(graph, parse_graph(text))
     assert text.count("relu") == 1
     assert "repeat L in 0..3 " in text and "repeat L in 5..8 " in text
 
