@@ -21,7 +21,7 @@ demo: setup
 	@echo "                  $(DEMO)/kernels/                    the generated kernels, with the modules they come from"
 
 test: setup
-	$(BIN)/pytest -n $(JOBS)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .
