@@ -9,10 +9,12 @@ import json
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -39,8 +41,10 @@ class WeightSource(Protocol):
     def load(self, name: str) -> Tensor: ...
 
 
-def find_model_directory(model: str | Path) -> Path:
+def find_model_directory(model: Any) -> Path:
     """A local directory as it is; else a hub id, downloaded without pickled weights. Raises CheckpointError."""
+    if not isinstance(model, str | PathLike):
+        raise CheckpointError("model", f"is a {type(model).__name__}", "pass a directory, a hub id, or a transformers causal language model")
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -59,7 +63,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, ignore_patterns=[*PICKLED, "*.msgpack", "*.h5", "*.onnx", "*.py"]))
     except Exception as error:  # many kinds: network, offline mode, missing repository, a name that is no repository id
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix("Got: ").rstrip(".")
         raise CheckpointError(
             name, f"is neither a local directory nor a model that can be downloaded ({reason})", "check the spelling, or pass a directory"
         ) from error
@@ -80,10 +84,10 @@ def read_config(directory: Path) -> PretrainedConfig:
         raise CheckpointError(str(file), "has no model_type", "pass the config.json of a transformers model")
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(" ".join(str(error).strip().splitlines()[:2]).split()).rstrip(".")
         raise CheckpointError(
-            str(file), f"model_type {settings['model_type']!r} cannot be read: {reason}", "models that need their own code are not run"
+            str(file), f"model_type {settings['model_type']!r} cannot be read: {reason}", "check it; models that need their own code are not run"
         ) from error
 
 

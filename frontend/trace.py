@@ -19,6 +19,7 @@ from tilewright.frontend.legacy_attention import restore_attention
 from tilewright.frontend.normalize import normalize
 from tilewright.frontend.skeleton import find_model_class
 from tilewright.ir.errors import CheckpointError, TraceError
+from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
 from tilewright.ir.manifest import ModelInfo
 from tilewright.ir.verifier import verify
@@ -31,7 +32,7 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A traced model. `str()` is its graph as text."""
+    """A traced model. `str()` is its graph as text, equal layers folded."""
 
     graph: Graph
     weights: TraceWeights
@@ -40,9 +41,10 @@ class Trace:
     tokenizer_files: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
-        from tilewright.ir.printer import print_graph
+        return fold_text(self.graph)
 
-        return print_graph(self.graph)
+    def __repr__(self) -> str:
+        return f"<{self.info.architecture} as {len(self.graph)} ops>"
 
 
 class TraceWeights:
@@ -86,8 +88,6 @@ def trace(model: str | Path | PreTrainedModel, dtype: str | torch.dtype | None =
     """
     if isinstance(model, PreTrainedModel):
         return _trace_object(model, dtype, max_model_len)
-    if not isinstance(model, str | Path):
-        raise TraceError("trace", f"got a {type(model).__name__}", "pass a directory, a hub id, or a transformers causal language model")
     directory = find_model_directory(model)
     config = read_config(directory)
     capture, imported = trace_config(config, dtype, max_model_len)
@@ -109,7 +109,8 @@ def _trace_object(model: PreTrainedModel, dtype: str | torch.dtype | None, max_m
             type(model).__name__, f"parameter {strange[0][0]} is not as its config says", "merge adapters first, and pass an unmodified model"
         )
     info = _describe(model.config.name_or_path or type(model).__name__, capture, imported, _eos_token_ids(model.config, model.generation_config))
-    return Trace(imported.graph, TraceWeights(imported.graph, ModelWeights(model), imported.constants), info)
+    files = find_tokenizer_files(Path(model.name_or_path)) if model.name_or_path else ()
+    return Trace(imported.graph, TraceWeights(imported.graph, ModelWeights(model), imported.constants), info, tokenizer_files=files)
 
 
 def trace_config(
@@ -145,8 +146,8 @@ def _torch_dtype(dtype: str | torch.dtype | None, config: PretrainedConfig) -> t
     if isinstance(chosen, torch.dtype):
         if chosen in TORCH_DTYPES.values():
             return chosen
-    elif chosen.lower() in TORCH_DTYPES:
-        return TORCH_DTYPES[chosen.lower()]
+    elif str(chosen).lower() in TORCH_DTYPES:
+        return TORCH_DTYPES[str(chosen).lower()]
     raise TraceError("dtype", f"{dtype!r} is not supported", "use float32, float16 or bfloat16")
 
 

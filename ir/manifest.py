@@ -191,6 +191,9 @@ class Manifest:
     def read(directory: Path) -> Manifest:
         """Raises EngineError for a missing, unreadable or foreign-schema manifest."""
         path = directory / MANIFEST_FILE
+        if not path.is_file() and (directory / "config.json").is_file():
+            remedy = f"build an engine from it with: tilewright build {directory} OUT"
+            raise EngineError(str(directory), f"is a model, not an engine: it has config.json and no {MANIFEST_FILE}", remedy)
         if not path.is_file():
             raise EngineError(f"engine {directory}", f"no {MANIFEST_FILE} in it", "build one with: tilewright build MODEL " + str(directory))
         try:

@@ -51,7 +51,7 @@ class Backend(Protocol):
 
 def choose_backend(manifest: Manifest, directory: Path, device: str | torch.device | None) -> Backend:
     """The backend for `manifest.target` here. Raises EngineError where this machine cannot run it."""
-    asked = None if device is None else torch.device(device)
+    asked = None if device is None else read_device(device)
     if manifest.target == "cpu":
         if asked is not None and asked.type != "cpu":
             raise EngineError(f"engine {directory}", f"made for cpu, asked to run on {asked}", "build it with: --target cuda")
@@ -68,6 +68,16 @@ def choose_backend(manifest: Manifest, directory: Path, device: str | torch.devi
     from tilewright.runtime.cuda_backend import CudaBackend
 
     return CudaBackend(manifest, directory, asked or torch.device("cuda"))
+
+
+def read_device(device: str | torch.device) -> torch.device:
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise EngineError(f"device {device!r}", "is no device", "pass cuda, cuda:1 or cpu") from error
+    if asked.type not in ("cpu", "cuda"):
+        raise EngineError(f"device {device!r}", "is none that engines run on", "pass cuda, cuda:1 or cpu")
+    return asked
 
 
 def _wants_interpreter(asked: torch.device | None) -> bool:

@@ -45,7 +45,11 @@ class Engine:
 
 
 def check_files(manifest: Manifest, directory: Path, advance: Advance = ignore, *, read_contents: bool = True) -> None:
-    """Every file that the manifest names is there and has its hash."""
+    """Every file that the manifest names is there and has its hash; code and weights come from no other."""
+    binaries = [binary.file for kernel in manifest.kernels for binary in kernel.binaries.values()]
+    for name in [*(kernel.file for kernel in manifest.kernels), *binaries, *(weight.file for weight in manifest.weights)]:
+        if name not in manifest.files:
+            raise EngineError(f"engine {directory}", f"manifest.json has no hash for {name!r}", "copy the directory again, or rebuild the engine")
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise EngineError(f"engine {directory}", f"{name!r} lies outside it", "rebuild the engine")

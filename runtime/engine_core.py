@@ -53,6 +53,8 @@ class EngineCore:
         if request_id in self._requests:
             raise RequestError(f"request {request_id}", "a request with this id is running", "choose another id")
         where = f"request {request_id}"
+        if not isinstance(params, SamplingParams):
+            raise RequestError(where, f"its sampling parameters are a {type(params).__name__}", "pass SamplingParams(max_tokens=..., ...)")
         check_prompt(prompt, self.manifest, where)
         check_params(params, self.manifest, where)
         if params.stop_strings and self.tokenizer is None:

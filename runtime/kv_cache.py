@@ -19,13 +19,13 @@ def page_bytes(cache: KVCache, page_size: int) -> int:
 
 
 def choose_num_pages(manifest: Manifest, device: torch.device, max_cache_tokens: int | None, reserved_bytes: int) -> int:
-    """max_cache_tokens if given, else what the limits can use, else what memory allows. Raises EngineError if that is nothing."""
+    """What the limits can use, or less: max_cache_tokens if given, else what memory allows. Raises EngineError if that is nothing."""
     limits = manifest.limits
-    if max_cache_tokens is not None:
-        if max_cache_tokens < 1:
-            raise EngineError("max_cache_tokens", f"is {max_cache_tokens}", "pass at least the tokens of one request, or None")
-        return -(-max_cache_tokens // limits.page_size)
     most = limits.max_batch_size * limits.max_pages_per_sequence
+    if max_cache_tokens is not None:
+        if not isinstance(max_cache_tokens, int) or isinstance(max_cache_tokens, bool) or max_cache_tokens < 1:
+            raise EngineError("max_cache_tokens", f"is {max_cache_tokens!r}", "pass at least the tokens of one request, or None")
+        return min(most, -(-max_cache_tokens // limits.page_size))
     if not manifest.cache.layers:
         return most
     available = HOST_CACHE_BYTES
@@ -45,7 +45,11 @@ def allocate(cache: KVCache, limits: Limits, num_pages: int, device: torch.devic
         (num_pages, layer.num_heads, limits.page_size, size) for layer in cache.layers for size in (layer.head_dim, layer.value_dim)
     ]
     sizes = [_align(torch.Size(shape).numel() * dtype.itemsize) for shape in shapes]
-    block = torch.zeros(sum(sizes), dtype=torch.int8, device=device)
+    try:
+        block = torch.zeros(sum(sizes), dtype=torch.int8, device=device)
+    except RuntimeError as error:  # torch.OutOfMemoryError among them
+        problem = f"{num_pages} pages of {limits.page_size} tokens need {sum(sizes) / 2**30:.3g} GiB, which {device} does not have"
+        raise EngineError("KV cache", problem, "pass a smaller max_cache_tokens") from error
     views, offset = [], 0
     for shape, size in zip(shapes, sizes):
         views.append(block[offset : offset + torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape))

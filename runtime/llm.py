@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 
@@ -17,14 +17,15 @@ from tilewright.runtime.progress import track
 from tilewright.runtime.request_output import RequestOutput
 from tilewright.runtime.runner import Runner
 from tilewright.runtime.sampling_params import SamplingParams
-from tilewright.runtime.tokenizer import Prompt, encode, is_one_prompt, load_tokenizer
+from tilewright.runtime.tokenizer import Prompt, encode, load_tokenizer, split_prompts
 
 
 class LLM:
     """Loads an engine directory. Raises EngineError for one that is damaged or does not fit this machine.
 
     max_cache_tokens bounds the page pool; None takes what the engine's limits can use, or what memory allows. device is "cuda",
-    "cuda:1" or "cpu" (a GPU engine then runs in Triton's interpreter); None follows the engine's target.
+    "cuda:1" or "cpu" (a GPU engine then runs in Triton's interpreter); None follows the engine's target. use_progress shows bars where
+    stderr is a terminal.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class LLM:
         max_cache_tokens: int | None = None,
         device: str | torch.device | None = None,
         verify: bool = True,
-        use_progress: bool = False,
+        use_progress: bool = True,
     ) -> None:
         self.engine = Engine.load(directory, device, verify=verify, use_progress=use_progress)
         self.manifest = self.engine.manifest
@@ -82,8 +83,7 @@ class LLM:
         With `stream`, an iterator of outputs as tokens come; `request_id` ends in the prompt's index. Raises RequestError before anything
         runs if any of the requests cannot be served.
         """
-        prompts = prompts.tolist() if hasattr(prompts, "tolist") else prompts
-        items = [prompts] if is_one_prompt(prompts) else list(prompts)
+        items = split_prompts(prompts)
         ids = self._add_all(items, _one_each(sampling_params, len(items)), stream=stream)
         return self._stream(ids) if stream else self._collect(ids, use_progress=use_progress)
 
@@ -181,8 +181,8 @@ class LLM:
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
     if params is None:
         return [SamplingParams()] * count
-    if isinstance(params, SamplingParams):
-        return [params] * count
+    if not isinstance(params, (list, tuple)):
+        return [cast(SamplingParams, params)] * count
     if len(params) != count:
         raise RequestError("generate", f"{count} prompts and {len(params)} sampling parameters", "pass one for all, or one for each")
     return params

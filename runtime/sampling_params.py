@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from tilewright.ir.errors import RequestError
@@ -10,6 +9,7 @@ from tilewright.ir.errors import RequestError
 MAX_LOGPROBS = 20  # alternatives reported per token at most
 MAX_LOGIT_BIAS = 1024  # entries of logit_bias at most
 MAX_STOP_IDS = 64  # stop_token_ids at most
+LARGEST = 1e30  # number taken, and 1 / the smallest divisor: what logits become must fit float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _check_counts(p: SamplingParams) -> None:
@@ -84,7 +84,7 @@ def _check_counts(p: SamplingParams) -> None:
 
 def _check_shape(p: SamplingParams) -> None:
     if not (_is_number(p.temperature) and p.temperature >= 0):
-        _refuse("temperature", p.temperature, "pass a finite number of at least 0 (0 is greedy)")
+        _refuse("temperature", p.temperature, f"pass a number from 0 to {LARGEST:g} (0 is greedy)")
     if not (_is_number(p.top_p) and 0 < p.top_p <= 1):
         _refuse("top_p", p.top_p, "pass a number over 0 and up to 1 (1 keeps all tokens)")
     if not (_is_int(p.top_k) and p.top_k >= -1):
@@ -94,8 +94,8 @@ def _check_shape(p: SamplingParams) -> None:
 
 
 def _check_penalties(p: SamplingParams) -> None:
-    if not (_is_number(p.repetition_penalty) and p.repetition_penalty > 0):
-        _refuse("repetition_penalty", p.repetition_penalty, "pass a finite number over 0 (1 changes nothing)")
+    if not (_is_number(p.repetition_penalty) and p.repetition_penalty >= 1 / LARGEST):
+        _refuse("repetition_penalty", p.repetition_penalty, f"pass a number over 0 and up to {LARGEST:g} (1 changes nothing)")
     for name in ("presence_penalty", "frequency_penalty"):
         value = getattr(p, name)
         if not (_is_number(value) and -2 <= value <= 2):
@@ -112,6 +112,8 @@ def _check_stops(p: SamplingParams) -> None:
         _refuse("stop_token_ids", p.stop_token_ids, "pass a list of token ids")
     if len(ids) > MAX_STOP_IDS:
         _refuse("stop_token_ids", f"{len(ids)} ids", f"pass at most {MAX_STOP_IDS}")
+    if not isinstance(p.ignore_eos, bool):
+        _refuse("ignore_eos", p.ignore_eos, "pass True or False")
 
 
 def _check_bias(p: SamplingParams) -> None:
@@ -119,4 +121,4 @@ def _check_bias(p: SamplingParams) -> None:
         _refuse("logit_bias", p.logit_bias, f"pass a dict from token id to a number, with at most {MAX_LOGIT_BIAS} entries")
     for token, value in p.logit_bias.items():
         if not (_is_int(token) and token >= 0 and _is_number(value)):
-            _refuse("logit_bias", {token: value}, "pass token ids (whole numbers) and finite numbers")
+            _refuse("logit_bias", {token: value}, f"pass token ids (whole numbers) and numbers up to {LARGEST:g}")

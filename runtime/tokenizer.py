@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import index
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from operator import index as as_int
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ def load_tokenizer(directory: Path) -> Any | None:
         raise EngineError(f"engine {directory}", f"its tokenizer cannot be read ({error})", "rebuild the engine") from error
 
 
-def is_one_prompt(prompts: Any) -> bool:
-    """Whether this is a single prompt, not a list of them."""
-    if isinstance(prompts, str):
-        return True
-    prompts = list(prompts)
-    return bool(prompts) and isinstance(prompts[0], (int, Mapping))
+def split_prompts(prompts: Any) -> list[Any]:
+    """The prompts in what a user gave: a single one, or several."""
+    prompts = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        return [prompts]
+    items = list(prompts)
+    return [items] if items and isinstance(items[0], (Integral, Mapping)) else items
 
 
 def encode(prompt: Any, tokenizer: Any | None, where: str) -> list[int]:
@@ -46,14 +48,23 @@ def encode(prompt: Any, tokenizer: Any | None, where: str) -> list[int]:
     if isinstance(prompt, (list, tuple)) and isinstance(prompt[0], Mapping):
         return _render_chat(list(prompt), _require(tokenizer, where), where)
     if isinstance(prompt, (list, tuple)) and all(hasattr(token, "__index__") for token in prompt):
-        return [index(token) for token in prompt]
+        return [as_int(token) for token in prompt]
     raise RequestError(where, f"the prompt is a {type(prompt).__name__}", "pass text, a list of token ids or a list of chat messages")
 
 
 def _render_chat(messages: list[Message], tokenizer: Any, where: str) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise RequestError(where, "the prompt is a chat, this model's tokenizer has no chat template", "pass text")
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+    from jinja2 import TemplateError
+
+    remedy = 'pass messages such as {"role": "user", "content": "Hello"}'
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or "role" not in message or not {"content", "tool_calls"} & message.keys():
+            raise RequestError(where, f"message {index} is {message!r:.60}, without role or content", remedy)
+    try:
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+    except (TemplateError, TypeError) as error:
+        raise RequestError(where, f"the model's chat template does not take these messages ({error})", remedy) from error
 
 
 def _require(tokenizer: Any | None, where: str) -> Any:

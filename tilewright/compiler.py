@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tilewright.destination import choose_destination, leave_as_found
 from tilewright.engine import Engine, count
 from tilewright.environment import read_environment
 from tilewright.inspection import inspection_files, keep_crash, reproduce
@@ -22,8 +23,8 @@ from tilewright.ir.types import Bounds
 from tilewright.ir.weights import Weights
 from tilewright.limits import AskedLimits
 from tilewright.passes.manager import PassManager, Report
-from tilewright.passes.pipelines import default_pipeline
-from tilewright.passes.registry import Step, parse_pipeline
+from tilewright.passes.pipelines import QUANTIZATIONS, default_pipeline
+from tilewright.passes.registry import Step, load_passes, parse_pipeline
 from tilewright.stages import Stages
 from tilewright.targets import choose_target
 
@@ -46,6 +47,9 @@ class Optimized:
     def __str__(self) -> str:
         return fold_text(self.graph)
 
+    def __repr__(self) -> str:
+        return f"<{len(self.graph)} ops after {self.report.pipeline or 'no pass'}>"
+
 
 def compile(
     model: Any, out: str | Path, *, dtype: Any = None, quantize: str | None = None, target: str | None = None, pipeline: str | None = None,
@@ -58,11 +62,8 @@ def compile(
     GPU) or sm_<number> (default: cuda where there is one). pipeline: text of the passes; the word `default` in it stands for the default ones.
     validate: run the reference interpreter around every pass. Raises TilewrightError, and then leaves nothing at `out`.
     """
-    from tilewright.codegen.pack import check_destination
-
     stages = stages or Stages(bars=True)
-    out, target = Path(out), choose_target(target)
-    check_destination(out)
+    out, target = choose_destination(out), choose_target(target)
     asked = AskedLimits(
         max_batch_size=max_batch_size, max_input_len=max_input_len, max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size
     )
@@ -118,12 +119,11 @@ def build(
     max_output_len: int | None = None, max_tokens: int | None = None, page_size: int = 16, stages: Stages | None = None,
 ) -> Engine:  # fmt: skip
     """Kernels and weights of an optimized graph, written as an engine directory. Limits as in `compile`. Raises TilewrightError."""
-    from tilewright.codegen.pack import check_destination
-
-    if not isinstance(optimized, Optimized) or optimized.info is None:
-        raise PassError("build", f"got a {type(optimized).__name__} without weights", "pass what optimize(trace(model)) returned")
-    out, target = Path(out), choose_target(target)
-    check_destination(out)
+    if not isinstance(optimized, Optimized):
+        raise PassError("build", f"got a {type(optimized).__name__}", "pass what optimize(trace(model)) returned")
+    if optimized.info is None:
+        raise PassError("build", "the graph came from text, so it has no weights", "pass what optimize(trace(model)) returned")
+    out, target = choose_destination(out), choose_target(target)
     asked = AskedLimits(
         max_batch_size=max_batch_size, max_input_len=max_input_len, max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size
     )
@@ -149,7 +149,7 @@ def _write_engine(
         stage.note(f"{len(lowered.kernels)} kernels; launches: {launches}")
     files: dict[str, bytes | Path] = {file.name: file for file in optimized.tokenizer_files}
     level = read_environment().inspect
-    with stages.stage("pack") as bar:
+    with stages.stage("pack") as bar, leave_as_found(out):
         files |= inspection_files(level, optimized.report, schedules, lowered, dump=dump, again=again)
         manifest = pack(
             out, lowered, weights, model=info, limits=limits, producer=f"tilewright {importlib.metadata.version('tilewright')}", files=files,
@@ -178,6 +178,10 @@ def bound_dims(graph: Graph, limits: Limits) -> None:
 
 def choose_steps(pipeline: str | None, quantize: str | None, length: int) -> tuple[Step, ...]:
     """The passes to run, after TILEWRIGHT_PASSES has had its say. Raises PassError."""
+    if pipeline is not None and not isinstance(pipeline, str):
+        raise PassError("pipeline", f"is a {type(pipeline).__name__}", "pass the text of one, as in 'simplify,fuse-qkv'")
+    if quantize is not None:
+        check_quantization(quantize)
     usual = default_pipeline(length=length, quantize=quantize)
     text, has_default = re.subn(r"(?<![\w-])default(?![\w-])", lambda _: usual, pipeline) if pipeline is not None else (usual, 1)
     if quantize is not None and not has_default:
@@ -192,6 +196,13 @@ def choose_steps(pipeline: str | None, quantize: str | None, length: int) -> tup
         else:
             raise PassError("TILEWRIGHT_PASSES", f"cannot apply {change!r}", "write -PASS for one of the pipeline, +PASS for another")
     return steps
+
+
+def check_quantization(quantize: str) -> None:
+    """Raises PassError unless it is a name of QUANTIZATIONS or begins with the name of a pass."""
+    if quantize in QUANTIZATIONS or str(quantize).partition("{")[0].strip() in load_passes():
+        return
+    raise PassError("quantize", f"is {quantize!r}", f"use {', '.join(QUANTIZATIONS)} or the text of a pass")
 
 
 def describe_quantization(steps: Sequence[Step]) -> str:

@@ -20,12 +20,15 @@ class Engine:
         """Reads the manifest alone. Raises EngineError."""
         return Engine(Path(path), Manifest.read(Path(path)))
 
+    def __repr__(self) -> str:
+        return f"<engine {self.path} for {self.manifest.target}>"
+
     def __fspath__(self) -> str:
         return str(self.path)
 
     def __str__(self) -> str:
         model, limits = self.manifest.model, self.manifest.limits
-        weights = "" if model.quantization == "none" else f", {model.quantization}"
+        weights = ", int8 weights" if any(weight.dtype == "i8" for weight in self.manifest.weights) else ""
         lines = [
             f"engine {self.path}: {model.architecture}, {count(model.num_parameters)} parameters, {model.dtype}{weights}, for {self.manifest.target}",
             f"  limits    {limits.max_batch_size} sequences, {limits.max_input_len} tokens in and {limits.max_output_len} out each, "

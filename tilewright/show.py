@@ -76,7 +76,7 @@ def find_dump(directory: Path, stage: str | None) -> Path:
     unchanged = [file.stem for file in (directory / DUMPS).glob("*.same")]
     if any(stage in (stem, stem.partition("-")[2]) for stem in unchanged):
         raise EngineError(f"engine {directory}", f"the pass {stage!r} changed nothing", f"show one that did: {', '.join(stages)}")
-    raise EngineError(f"engine {directory}", f"no stage {stage!r}", suggest(stage, [*stages, *(stem.partition("-")[2] for stem in stages)]))
+    raise EngineError(f"engine {directory}", f"no stage {stage!r}", suggest(stage, list(dict.fromkeys(stem.partition("-")[2] for stem in stages))))
 
 
 def layer_text(graph: Graph, layer: int, where: str) -> str:

@@ -20,7 +20,7 @@ def choose_target(asked: str | None) -> str:
         if found is None:
             raise EngineError("target 'cuda'", "this machine has no NVIDIA GPU that torch can use", "name one, such as sm_90, or use cpu")
         return found
-    match = re.fullmatch(r"sm_(\d{2,3})", asked)
+    match = re.fullmatch(r"sm_(\d{2,3})", str(asked))
     if match is None:
         raise EngineError(f"target {asked!r}", "is none of cpu, cuda and sm_<number>", "an H100 or H200 is sm_90, an A100 sm_80")
     if int(match[1]) < OLDEST:

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import zoo
+from transformers import AutoModelForCausalLM
 
 import tilewright as tw
 from tilewright.cli import app
@@ -106,6 +108,18 @@ def test_run_takes_token_ids_where_there_is_no_tokenizer(run, engine):
     assert len(out.split()) == 5 and all(word.isdigit() for word in out.split())
 
 
+def test_run_and_bench_keep_to_the_engine_s_limits_where_nothing_is_asked(run, engine):
+    out, _ = run("run", engine, "--ids", "1 2 3", "--ignore-eos")
+    assert len(out.split()) == 32
+    assert "ms/token" in run("bench", "latency", engine, "--repeat", "1")[0]
+    assert "2 requests" in run("bench", "throughput", engine, "--requests", "2")[0]
+
+
+def test_every_stage_can_be_shown(run, engine):
+    for file in (engine / "inspect" / "passes").glob("*.ir"):
+        assert is_same_structure(parse_graph(run("show", engine, file.stem)[0]), parse_graph(file.read_text()))
+
+
 def test_bench_prints_one_line(run, engine):
     latency, _ = run("bench", "latency", engine, "--prompt-len", "4", "--outputs", "2", "6", "--repeat", "1")
     assert "ms/token" in latency
@@ -121,6 +135,29 @@ def test_importing_the_package_and_asking_for_help_loads_no_torch():
 
 def test_every_public_name_can_be_had():
     assert all(getattr(tw, name) is not None for name in tw.__all__)
+
+
+def test_a_model_object_brings_the_tokenizer_of_the_directory_that_it_came_from(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
+    engine = tw.compile(model, out=tmp_path / "engine", target="cpu", max_input_len=16, max_output_len=8)
+    (result,) = tw.LLM(engine.path).generate("Once upon a time", tw.SamplingParams(max_tokens=4, temperature=0.0))
+    ids = model.generate(torch.tensor([result.prompt_token_ids]), max_new_tokens=4, do_sample=False)[0, -4:].tolist()
+    assert result.token_ids == ids and result.text
+
+
+def test_what_stages_return_is_shown_in_one_line():
+    traced = tw.trace(zoo.build("llama3", layers=2))
+    optimized = tw.optimize(traced, "simplify,drop-dead-ops")
+    assert repr(traced) == f"<LlamaForCausalLM as {len(traced.graph)} ops>"
+    assert repr(optimized) == f"<{len(optimized.graph)} ops after simplify,drop-dead-ops>"
+    assert "repeat L in 0..1" in str(traced)
+
+
+def test_build_says_what_it_wants_where_optimize_was_left_out(tmp_path):
+    traced = tw.trace(zoo.build("llama3", layers=1))
+    for given, said in ((traced, "got a Trace"), (tw.optimize(traced.graph), "the graph came from text, so it has no weights")):
+        with pytest.raises(tw.TilewrightError, match=f"build: {said}.*pass what optimize"):
+            tw.build(given, out=tmp_path / "out", target="cpu")
 
 
 def test_stages_read_as_text(tmp_path):

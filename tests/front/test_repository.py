@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: which room may import which, and that ruff has nothing to say."""
+"""What holds for the repository as a whole: which room may import which, and that ruff and pyright have nothing to say."""
 
 import subprocess
 import sys
@@ -19,3 +19,10 @@ def test_rooms_import_only_what_they_may():
 def test_ruff_has_nothing_to_say():
     done = run("-m", "ruff", "check", ".")
     assert done.returncode == 0, done.stdout
+
+
+def test_pyright_has_nothing_to_say():
+    linked = run(".ci/link_rooms.py")
+    assert linked.returncode == 0, linked.stderr
+    done = run("-m", "pyright", "--pythonpath", sys.executable)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,8 +1,11 @@
 """What a new user may get wrong, each answered by one sentence that says what to do, and nothing half written."""
 
+import errno
 import json
 import math
+import os
 import shutil
+import signal
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,7 +61,7 @@ def refusal(action):
 def refused_build(tmp_path, model, **options):
     """The sentence with which a build ends, having left nothing."""
     before = sorted(tmp_path.rglob("*"))
-    said = refusal(lambda: tw.compile(model, tmp_path / "out", **{"target": "cpu", **LIMITS, **options}))
+    said = refusal(lambda: tw.compile(model, **{"out": tmp_path / "out", "target": "cpu", **LIMITS, **options}))
     assert sorted(tmp_path.rglob("*")) == before
     return said
 
@@ -103,21 +106,46 @@ def test_a_weight_that_is_missing(tmp_path, model):
     assert "model.layers.0.mlp.up_proj.weight" in refused_build(tmp_path, model)
 
 
+@pytest.mark.parametrize("thing, kind", [(None, "NoneType"), (7, "int"), (torch.nn.Linear(2, 2), "Linear")])
+def test_something_that_is_no_model(tmp_path, thing, kind):
+    assert f"model: is a {kind}; pass a directory, a hub id, or a transformers causal language model" in refused_build(tmp_path, thing)
+
+
+def test_a_config_with_a_field_of_another_type(tmp_path, model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    assert "'hidden_size' expected int, got str" in refused_build(tmp_path, model)
+
+
+def test_a_hub_id_without_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = refused_build(tmp_path, "someone/some-model-that-is-not-here")
+    assert said.startswith("someone/some-model-that-is-not-here: is neither a local directory nor a model that can be downloaded")
+
+
 # -- options --------------------------------------------------------------------------------------------------------------------
 def test_an_unknown_pass(tmp_path):
     assert "did you mean" in refused_build(tmp_path, checkpoint(), pipeline="drop-dead-opz")
 
 
-def test_an_unknown_quantization(tmp_path):
-    assert "int7" in refused_build(tmp_path, checkpoint(), quantize="int7")
+@pytest.mark.parametrize("quantize", ["int3", "", 8])
+def test_an_unknown_quantization(tmp_path, quantize):
+    said = refused_build(tmp_path, checkpoint(), quantize=quantize)
+    assert said == f"quantize: is {quantize!r}; use none, int8, int8-keep-head or the text of a pass"
 
 
-def test_an_unknown_dtype(tmp_path):
-    assert "float32, float16 or bfloat16" in refused_build(tmp_path, checkpoint(), dtype="float8")
+def test_a_pipeline_that_is_no_text(tmp_path):
+    assert "pipeline: is a list" in refused_build(tmp_path, checkpoint(), pipeline=["simplify"])
 
 
-def test_an_unknown_target(tmp_path):
-    assert "none of cpu, cuda and sm_<number>" in refused_build(tmp_path, checkpoint(), target="tpu")
+@pytest.mark.parametrize("dtype", ["float8", "", 8, torch.float64])
+def test_an_unknown_dtype(tmp_path, dtype):
+    assert "float32, float16 or bfloat16" in refused_build(tmp_path, checkpoint(), dtype=dtype)
+
+
+@pytest.mark.parametrize("target", ["tpu", "", 90])
+def test_an_unknown_target(tmp_path, target):
+    assert "none of cpu, cuda and sm_<number>" in refused_build(tmp_path, checkpoint(), target=target)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -143,6 +171,37 @@ def test_a_destination_that_holds_other_files(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("dear reader")
     assert "it is no engine" in refused_build(tmp_path, checkpoint())
+
+
+@pytest.mark.parametrize("out, said", [("letter.txt/engine", "Not a directory"), ("x" * 300, "File name too long"), ("a\0b", "null byte")])
+def test_a_destination_where_nothing_can_be_written(tmp_path, out, said):
+    (tmp_path / "letter.txt").write_text("dear reader")
+    assert said in refused_build(tmp_path, checkpoint(), out=tmp_path / out)
+
+
+def test_a_destination_on_a_file_system_that_takes_no_files(tmp_path):
+    assert "engine '/proc/engines/a': cannot be written there" in refused_build(tmp_path, checkpoint(), out="/proc/engines/a")
+
+
+def test_a_destination_that_is_no_path(tmp_path):
+    assert "out: is a NoneType" in refused_build(tmp_path, checkpoint(), out=None)
+
+
+@pytest.mark.parametrize("out", ["new/folder/engine", "engine"])
+def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path, monkeypatch, copy, out):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tilewright.codegen.pack.write_shard", fill)
+    assert "No space left on device" in refused_build(tmp_path, checkpoint(), out=tmp_path / out)
+    assert tw.LLM(copy).generate([[1, 2]], tw.SamplingParams(max_tokens=2))[0].finish_reason == "length"
+
+
+def test_an_engine_survives_a_rebuild_from_weights_that_are_cut_short(tmp_path, copy, model):
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    refused_build(tmp_path, model, out=copy)
+    assert tw.LLM(copy).generate([[1, 2]], tw.SamplingParams(max_tokens=2))[0].finish_reason == "length"
 
 
 # -- requests -------------------------------------------------------------------------------------------------------------------
@@ -172,6 +231,21 @@ def test_more_output_than_the_engine_allows():
     assert "max_output_len=8" in refused_request([1], max_tokens=9)
 
 
+@pytest.mark.parametrize("prompts", [None, 5, {"prompt": "hello"}, b"hello"])
+def test_something_that_is_no_prompt(prompts):
+    said = refusal(lambda: llm().generate(prompts))
+    assert said == f"prompt 0: the prompt is a {type(prompts).__name__}; pass text, a list of token ids or a list of chat messages"
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, 7, [{"max_tokens": 3}]])
+def test_sampling_parameters_of_another_type(params):
+    assert "pass SamplingParams(" in refusal(lambda: llm().generate([[1]], params))
+
+
+def test_a_temperature_that_overflows():
+    assert "temperature=1e+300; pass a number from 0 to 1e+30" in refused_request([1], temperature=1e300)
+
+
 # -- engines --------------------------------------------------------------------------------------------------------------------
 def test_an_engine_of_another_schema(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -183,6 +257,41 @@ def test_an_engine_whose_weights_are_cut_short(copy):
     file = next((copy / "weights").iterdir())
     file.write_bytes(file.read_bytes()[:-100])
     assert "was changed or cut short" in refusal(lambda: tw.LLM(copy))
+
+
+def test_a_kernel_that_was_tampered_with(copy):
+    file = next((copy / "kernels").glob("*.py"))
+    file.write_text(file.read_text() + "\nraise SystemExit('other code ran')\n")
+    assert "was changed or cut short" in refusal(lambda: tw.LLM(copy))
+
+
+@pytest.mark.parametrize("place", ["kernels/other.py", "../other.py"])
+def test_a_kernel_that_the_manifest_has_no_hash_for(copy, place):
+    (copy / place).write_text("raise SystemExit('other code ran')\n")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["kernels"][0]["file"] = place
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert f"manifest.json has no hash for {place!r}" in refusal(lambda: tw.LLM(copy))
+
+
+@pytest.mark.parametrize("tokens", [0, -4, 1.5, "64", True])
+def test_a_cache_of_no_size(tokens):
+    assert f"max_cache_tokens: is {tokens!r}; pass at least" in refusal(lambda: tw.LLM(engine(), max_cache_tokens=tokens))
+
+
+def test_a_cache_larger_than_the_engine_can_use_is_as_large_as_it_can_use():
+    limits = llm().manifest.limits
+    assert tw.LLM(engine(), max_cache_tokens=10**15).runner.num_pages == limits.max_batch_size * limits.max_pages_per_sequence
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", 1.5])
+def test_a_device_that_engines_do_not_run_on(device):
+    assert "pass cuda, cuda:1 or cpu" in refusal(lambda: tw.LLM(engine(), device=device))
+
+
+def test_a_model_where_an_engine_is_wanted():
+    said = refusal(lambda: tw.LLM(checkpoint()))
+    assert "is a model, not an engine" in said and f"tilewright build {checkpoint()} OUT" in said
 
 
 def test_a_directory_that_is_no_engine(tmp_path):
@@ -216,3 +325,47 @@ def test_malformed_ir_is_shown_with_its_position(capsys, tmp_path):
     file.write_text("graph @g(%x: f32[T, 4]) dims(T in 1..8) {\n  %y = raelu(%x) : f32[T, 4]\n  return %y\n}\n")
     code, _, err = exit_of(capsys, "opt", file, "-p", "drop-dead-ops")
     assert code == 2 and f"{file}:2:1" in err and "did you mean 'relu'" in err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["build"], "tilewright build: Missing argument"),
+        (["buidl", "a", "b"], "No such command 'buidl'"),
+        (["run", "engine", "--temperature", "hot"], "tilewright run: Invalid value for '--temperature'"),
+        (["run", "engine", "--top-q", "1"], "No such option: --top-q"),
+        (["bench", "latency", "engine", "--repeat", "0"], "Invalid value for '--repeat'"),
+    ],
+)
+def test_words_that_cannot_be_are_answered_by_one_sentence(capsys, words, said):
+    code, out, err = exit_of(capsys, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err and err.endswith(" --help\n")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["throughput", "--prompt-lens", "9", "4"], "--prompt-lens is 9 4; pass whole numbers of at least 1, the smaller one first"),
+        (["throughput", "--output-lens", "0", "4"], "--output-lens is 0 4"),
+        (["latency", "--outputs", "4", "4"], "--outputs is 4 4"),
+        (["latency", "--prompt-len", "17"], "--prompt-len is 17, this engine has max_input_len=16"),
+    ],
+)
+def test_lengths_that_cannot_be_timed(capsys, words, said):
+    code, _, err = exit_of(capsys, "bench", words[0], engine(), *words[1:])
+    assert code == 2 and said in err
+
+
+def test_a_file_that_opt_cannot_write(capsys, tmp_path):
+    (tmp_path / "a.ir").write_text("graph @g(%x: f32[T, 4]) dims(T in 1..8) {\n  %y = relu(%x) : f32[T, 4]\n  return %y\n}\n")
+    code, _, err = exit_of(capsys, "opt", tmp_path / "a.ir", "-p", "simplify", "-o", tmp_path / "no" / "b.ir")
+    assert code == 2 and f"{tmp_path}/no/b.ir: cannot be written" in err
+
+
+def test_a_build_that_is_killed_leaves_nothing(capsys, monkeypatch, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("tilewright.codegen.pack.write_shard", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, _ = exit_of(capsys, "build", checkpoint(), tmp_path / "out", "--target", "cpu", "--max-input-len", "16", "--max-output-len", "8")
+    signal.signal(signal.SIGTERM, before)
+    assert code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import test_llm
+import torch
 import toy_engine
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -97,6 +99,26 @@ def test_a_chat_is_rendered_by_the_template(llm):
     text = "who rides.a knight.B"
     assert llm.generate(chat, PARAMS)[0].token_ids == llm.generate(text, PARAMS)[0].token_ids
     assert llm.generate([chat, chat[:1]], PARAMS)[0].token_ids == llm.generate(text, PARAMS)[0].token_ids
+
+
+@pytest.mark.parametrize("chat", [[{"prompt": "hello"}], [{"role": "user"}], [{"role": "user", "content": "a"}, "b"]])
+def test_messages_without_role_or_content_are_refused(llm, chat):
+    with pytest.raises(RequestError, match=r'prompt 0: message . is .* pass messages such as {"role": "user", "content": "Hello"}'):
+        llm.generate(chat, PARAMS)
+
+
+def test_messages_that_the_template_does_not_take_are_refused(llm, monkeypatch):
+    monkeypatch.setattr(llm.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(RequestError, match="prompt 0: the model's chat template does not take these messages"):
+        llm.generate([{"role": "user", "content": "a"}], PARAMS)
+
+
+def test_prompts_may_come_from_an_iterator_and_ids_from_numpy(llm):
+    ids = llm.tokenizer("Once upon")["input_ids"]
+    whole = llm.generate("Once upon", PARAMS)[0].token_ids
+    arrays = (np.array(ids), np.array([ids]), torch.tensor([ids]), [torch.tensor(ids)])
+    for prompts in (iter(["Once upon"]), [np.int64(token) for token in ids], *arrays):
+        assert [result.token_ids for result in llm.generate(prompts, PARAMS)] == [whole]
 
 
 @pytest.mark.parametrize("prompt", ["", [], None, 3.5])
