@@ -29,7 +29,7 @@ def merge_equal_ops(graph: Graph, rw: Rewriter) -> None:
     for op in rw.each():
         key = (op.name, tuple(op.operands), tuple(op.attrs.items()))
         first = seen.setdefault(key, op)
-        if first is not op and not op.definition.writes:
+        if first is not op and not op.definition.writes and len(op.results) == 1:
             rw.forward(op.result, first.result, rule="merge-equal-op", reason=f"same as {first.result.display}")
 
 

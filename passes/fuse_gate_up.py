@@ -31,10 +31,12 @@ def _fuse_two(op: Op, gate: Op, up: Op, rw: Rewriter) -> None:
         reason = f"gate reads {gate.inputs[0].display}, up reads {up.inputs[0].display}"
     elif len(gate.inputs) != len(up.inputs):
         reason = "one of the products has a bias, the other not"
-    elif any(list(p.result.users) != [op] for p in (gate, up)):
+    elif any(rw.only_reader(p.result) is not op for p in (gate, up)):
         reason = "gate or up is read elsewhere too"
     elif not all(v.is_const for p in (gate, up) for v in p.inputs[1:]):
         reason = "a weight is computed by the step"
+    elif gate.inputs[1].type != up.inputs[1].type:
+        reason = f"the weights are {gate.inputs[1]!r} and {up.inputs[1]!r}"
     if reason:
         return rw.missed(op.result, reason)
     name = f"{op.result.name}.gate_up"
@@ -51,8 +53,12 @@ def _fuse_halves(op: Op, gate: Op, up: Op, rw: Rewriter) -> None:
     if product is None or product.name != "linear":
         return rw.missed(op.result, f"{gate.inputs[0].display} is no product")
     places = [(s.attrs["start"], s.attrs["stop"]) for s in (gate, up)]
-    if sorted(places) != [(0, half), (half, 2 * half)] or set(product.result.users) != {gate, up}:
+    if sorted(places) != [(0, half), (half, 2 * half)] or set(product.result.users) != {gate, up} or product.result in rw.graph.outputs:
         return rw.missed(op.result, "gate and up are not the two halves of a product that nothing else reads")
+    if not all(v.is_const for v in product.inputs[1:]):
+        return rw.missed(op.result, "a weight is computed by the step")
+    if product.inputs[1].type.encoding is not None:
+        return rw.missed(op.result, f"its weight {product.inputs[1]!r} cannot be cut; fuse before it is quantized")
     name = f"{op.result.name}.gate_up"
     with rw.change(op.result, [op, gate, up, product], reason="two halves of one product") as change:
         pairs = [change.emit("interleave", _halves(change, v, places), name=f"{name}.{word}") for v, word in zip(product.inputs[1:], WORDS)]
@@ -70,5 +76,6 @@ def _finish(change: Change, op: Op, x: Value, pairs: list[Value], name: str) -> 
     product = change.emit("linear", [x, *pairs], name=name)
     for pair in pairs:
         assert pair.producer is not None
-        change.relate(pair, "interleave", pair.producer.inputs[0])
+        for part in pair.producer.inputs:
+            change.relate(pair, "interleave", part)
     change.take_over(change.emit("gated", [product], op.attrs), op.result)

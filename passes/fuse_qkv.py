@@ -43,6 +43,8 @@ def _reason(linears: list[Op | None]) -> str:
         return "some of the products have a bias, others not"
     if any(not operand.is_const for linear in found for operand in linear.inputs[1:]):
         return "a weight is computed by the step"
+    if len({(linear.inputs[1].type.dtype, linear.inputs[1].type.encoding) for linear in found}) != 1:
+        return f"the weights are {' and '.join(repr(linear.inputs[1]) for linear in found)}"
     return ""
 
 
@@ -60,7 +62,7 @@ def _fuse(linears: list[Op], rw: Rewriter) -> None:
         for linear in linears:
             width = int(linear.result.type.shape[-1])
             cut = {"axis": len(linear.result.type.shape) - 1, "start": start, "stop": start + width}
-            change.relate(fused, "columns", linear.result)
+            change.relate(fused, "concat", linear.result)
             change.take_over(change.emit("slice", [fused], cut), linear.result)
             start += width
 

@@ -96,16 +96,15 @@ class PassManager:
             step.make().run(graph, Rewriter(graph, self.log, step.info.name))
             graph.sort()
             verify(graph, **({"levels": step.info.levels} if step.info.levels else {}))
-            error = self.validator.check(graph, step.info.name, step.info.tolerance) if self.validator is not None else None
+            added = self.validator.check(graph, step.info.name, step.info.tolerance) if self.validator is not None else None
         except Exception as failure:
             self._dump_crash(name, before, step, failure)
-            if isinstance(failure, TilewrightError):
-                failure.add_note(f"in pass {number}, {step}")
-                raise
-            raise PassError(f"pass {step.info.name}", f"failed: {failure!r}", "the note shows where") from failure
+            error = failure if isinstance(failure, TilewrightError) else _describe_failure(step, failure)
+            error.add_note(f"in pass {number}, {step}")
+            raise error from (failure.__cause__ if error is failure else failure)
         events, misses = tuple(self.log.events[num_events:]), tuple(self.log.misses[num_misses:])
         warnings = _count_warnings(step, num_anchors, events, misses)
-        row = PassRow(number, str(step), num_ops, len(graph), events, misses, time.perf_counter() - started, error, warnings)
+        row = PassRow(number, str(step), num_ops, len(graph), events, misses, time.perf_counter() - started, added, warnings)
         self._dump_row(name, before, graph, row)
         return row
 
@@ -128,7 +127,12 @@ class PassManager:
         if self.dump is None:
             return
         _write(self.dump / f"{name}.FAILED.ir", f"// run again: tilewright opt {name}.FAILED.ir -p '{step}'\n{before}")
-        _write(self.dump / f"{name}.traceback.txt", "".join(traceback.format_exception(failure, chain=False)[-1:]))
+        _write(self.dump / f"{name}.traceback.txt", "".join(traceback.format_exception(failure)))
+
+
+def _describe_failure(step: Step, failure: Exception) -> PassError:
+    place = traceback.extract_tb(failure.__traceback__)[-1]
+    return PassError(f"pass {step}", f"failed: {failure!r}", f"raised in {place.filename}:{place.lineno}")
 
 
 def _count_warnings(step: Step, num_anchors: int, events: Sequence[Event], misses: Sequence[Miss]) -> tuple[str, ...]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
-from tilewright.ir.errors import PassError
-from tilewright.ir.graph import Op, Value
-from tilewright.ir.opdef import find_op
+from tilewright.ir.errors import GraphError, PassError
+from tilewright.ir.graph import Graph, Op, Value
+from tilewright.ir.opdef import OpDef, find_op
 
+WORD = re.compile(r"[A-Za-z_]\w*")
 TOKEN = re.compile(r"\s*([A-Za-z_][\w.]*|-?\d+(?:\.\d+)?(?:e-?\d+)?|[(){}=,?])")
 
 
@@ -50,14 +51,16 @@ class Match:
                 return table[word]
         raise AttributeError(f"the pattern captures no {word!r}; it has {', '.join([*self.values, *self.attrs])}")
 
-    def leak(self) -> Value | None:
-        """A value made inside that something outside reads: replacing the match would leave its ops alive."""
+    def leak(self, graph: Graph) -> str:
+        """Says which value made inside is read outside too, and by whom: replacing the match would leave its ops alive. Empty: none is."""
         inside = set(self.ops)
-        for op in self.ops[1:]:
-            for value in op.results:
-                if not value.is_const and any(user not in inside for user in value.users):
-                    return value
-        return None
+        for value in (v for op in self.ops[1:] for v in op.results if not v.is_const and v is not self.root):
+            reader = next((user.results[0].display for user in value.users if user not in inside), "")
+            if value in graph.outputs:
+                return f"{value.display} is returned by the graph too"
+            if reader:
+                return f"{value.display} is read elsewhere too, by {reader}"
+        return ""
 
 
 def parse_pattern(text: str) -> Node:
@@ -125,9 +128,17 @@ class _Reader:
     def take(self, expected: str = "") -> str:
         found = TOKEN.match(self.text, self.at)
         if found is None or (expected and found.group(1) != expected):
-            raise PassError(f"pattern `{self.text}`", f"expected {expected or 'a word'!r} at `{self.text[self.at :]}`")
+            rest = self.text[self.at :].strip()
+            raise PassError(f"pattern `{self.text}`", f"expected {expected or 'a word'!r} at {f'`{rest}`' if rest else 'its end'}")
         self.at = found.end()
         return found.group(1)
+
+    def take_word(self, what: str, *, numbers: bool = False) -> str:
+        place, word = self.at, self.take()
+        if not WORD.fullmatch(word) and not (numbers and word[-1].isdigit()):
+            remedy = "a number belongs in braces, as in mul{scalar=0.5}(x)" if word[-1].isdigit() else ""
+            raise PassError(f"pattern `{self.text}`", f"expected {what} at `{self.text[place:].strip()}`", remedy)
+        return word
 
     def skip(self, text: str) -> bool:
         if self.peek() == text:
@@ -140,14 +151,14 @@ class _Reader:
             raise PassError(f"pattern `{self.text}`", f"cannot read `{self.text[self.at :].strip()}`")
 
     def term(self) -> Node:
-        word = self.take()
+        word = self.take_word("an op or a capture")
         optional = self.skip("?")
         attrs: list[tuple[str, Any]] = []
         if self.skip("{"):
             while not self.skip("}"):
-                name = self.take()
+                name = self.take_word("an attribute")
                 self.take("=")
-                attrs.append((name, _attr(self.take())))
+                attrs.append((name, _attr(self.take_word("a value", numbers=True))))
                 self.skip(",")
         if not self.skip("("):
             if attrs or optional:
@@ -156,11 +167,27 @@ class _Reader:
         operands: list[Node] = []
         while not self.skip(")"):
             operands.append(self.term())
-            self.skip(",")
+            if self.peek() != ")":
+                self.take(",")
+        return self.node(word, operands, attrs, optional=optional)
+
+    def node(self, word: str, operands: list[Node], attrs: list[tuple[str, Any]], *, optional: bool) -> Node:
+        """A node that some op can match. Raises PassError for an op, an attribute or a number of operands that does not exist."""
+        definition = self.op(word)
         for name, _ in attrs:
-            if name not in find_op(word).attrs:
-                raise PassError(f"pattern `{self.text}`", f"{word} has no attribute {name!r}", "it has " + ", ".join(find_op(word).attrs))
-        return Node(find_op(word).name, operands=tuple(operands), attrs=tuple(attrs), optional=optional)
+            if name not in definition.attrs:
+                raise PassError(f"pattern `{self.text}`", f"{word} has no attribute {name!r}", "it has " + (", ".join(definition.attrs) or "none"))
+        most = len(operands) if definition.variadic else len(definition.operands)
+        if not definition.required <= len(operands) <= most or (optional and len(operands) != 1):
+            takes = "1 where it is optional" if optional else f"{definition.required} to {most}: {', '.join(definition.operands)}"
+            raise PassError(f"pattern `{self.text}`", f"{word} has {len(operands)} operands, takes {takes}")
+        return Node(definition.name, operands=tuple(operands), attrs=tuple(attrs), optional=optional)
+
+    def op(self, name: str) -> OpDef:
+        try:
+            return find_op(name)
+        except GraphError as error:
+            raise PassError(f"pattern `{self.text}`", error.problem, error.remedy) from error
 
 
 def _attr(text: str) -> Any:

@@ -33,8 +33,9 @@ def raise_gated(graph: Graph, rw: Rewriter) -> None:
                 continue
             up = op.inputs[1 - position]
             if up.type != operand.type:
+                rw.missed(op.result, f"it multiplies {operand!r} by {up!r}: a gate and its up projection are of one type")
                 continue
-            if list(operand.users) != [op]:
+            if rw.only_reader(operand) is not op:
                 rw.missed(op.result, f"{operand.display} is read elsewhere too")
                 continue
             tanh = act.attrs.get("approximate") == "tanh"

@@ -7,7 +7,7 @@ from tilewright.passes.pattern import Match
 from tilewright.passes.registry import rewrite
 from tilewright.passes.rewriter import Rewriter
 
-NORMED = "mul(x, rsqrt(add{scalar=eps}(mean{axis=axis}(pow{exponent=2.0}(x)))))"
+NORMED = "mul(x, rsqrt(add{scalar=eps}(mean{axis=axis keepdim=true}(pow{exponent=2.0}(x)))))"
 
 
 @rewrite(
@@ -21,7 +21,7 @@ NORMED = "mul(x, rsqrt(add{scalar=eps}(mean{axis=axis}(pow{exponent=2.0}(x)))))"
 )
 def raise_rms_norm(m: Match, rw: Rewriter) -> str | None:
     """x / sqrt(mean(x²) + eps) * weight -> rms_norm, with the order in which it rounds (Zhang and Sennrich 2019)."""
-    x = _before_cast(m.x)
+    x = _before_cast(m.x, m.root)
     if m.axis not in (-1, m.x.type.rank - 1):
         return f"the mean is over axis {m.axis} of {m.x.type}, not the last"
     if not m.weight.is_const or m.weight.type.shape != m.root.type.shape[-1:]:
@@ -35,6 +35,8 @@ def raise_rms_norm(m: Match, rw: Rewriter) -> str | None:
     return None
 
 
-def _before_cast(value: Value) -> Value:
-    op = value.producer
-    return op.inputs[0] if op is not None and op.name == "cast" and value.type.dtype == "f32" else value
+def _before_cast(x: Value, result: Value) -> Value:
+    """What x was cast from, where the norm gives that type back: the norm casts by itself."""
+    op = x.producer
+    is_widened = op is not None and op.name == "cast" and x.type.dtype == "f32" and x.type != result.type
+    return op.inputs[0] if op is not None and is_widened else x

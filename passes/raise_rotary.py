@@ -20,9 +20,10 @@ def raise_rotary(m: Match, rw: Rewriter) -> str | None:
     whole = _whole_heads(m)
     if isinstance(whole, str):
         return whole
-    if m.attrs.get("high", m.attrs.get("low")) != m.attrs.get("low"):
-        return f"the halves are cut at {m.high} and {m.low}"
     layout = "half" if "low" in m.attrs else "interleaved"
+    wrong = _why_not_turned(m, layout)
+    if wrong:
+        return wrong
     tables = [_table(v, m.x.type.shape[-1]) for v in (m.cos, m.sin)]
     if any(isinstance(t, str) for t in tables):
         return next(t for t in tables if isinstance(t, str))
@@ -45,13 +46,39 @@ def _whole_heads(m: Match) -> Value | str:
         pieces = _slices([m.x, m.rest])
         if len(pieces) != 2 or pieces[0].inputs[0] is not pieces[1].inputs[0]:
             return "the parts that are turned and kept are not slices of one tensor"
-        if pieces[0].attrs["start"] != 0 or pieces[0].attrs["stop"] != pieces[1].attrs["start"]:
+        outer = m.ops[0]  # the concat of both
+        if not _are_on_last_axis(outer, *pieces) or pieces[0].attrs["start"] != 0 or pieces[0].attrs["stop"] != pieces[1].attrs["start"]:
             return "the parts that are turned and kept are not its first and last columns"
         x = pieces[0].inputs[0]
     if x.type != m.root.type:
         return f"it turns {x.type} into {m.root.type}"
     is_heads = (x.type.shape[0] == "T" and x.type.rank in (2, 3)) or (x.type.rank == 3 and x.type.shape[1] == "T")
     return x if is_heads else f"x is {x.type}, not [T, heads, head_dim], [heads, T, head_dim] or, with one head, [T, head_dim]"
+
+
+def _why_not_turned(m: Match, layout: str) -> str:
+    """Why what is multiplied by sin is not the turn of all of x's columns in this layout; empty if it is."""
+    slices = [op for op in m.ops if op.name == "slice"]
+    joined = next(op for op in reversed(m.ops) if op.name == "concat")
+    if not _are_on_last_axis(joined, *slices):
+        return "it turns other axes than the columns of a head"
+    width = int(m.x.type.shape[-1])
+    expected = [range(width // 2, width), range(width // 2)] if layout == "half" else [range(1, width, 2), range(0, width, 2)]
+    found = [range(*(op.attrs[word] for word in ("start", "stop", "step"))) for op in slices]  # type: ignore[arg-type]
+    if found != expected:
+        (negated, kept), (high, low) = (map(_print_range, columns) for columns in (found, expected))
+        return f"columns {negated} of {m.x.display} are negated and {kept} kept; rotary negates {high} and keeps {low}"
+    if layout == "interleaved" and joined.result.type.shape != (*slices[1].result.type.shape, 2):
+        return f"the pairs are joined as {joined.result.type}"
+    return ""
+
+
+def _print_range(columns: range) -> str:
+    return f"{columns.start}:{columns.stop}" + (f":{columns.step}" if columns.step > 1 else "")
+
+
+def _are_on_last_axis(*ops: Op) -> bool:
+    return all(int(op.attrs["axis"]) % op.result.type.rank == op.result.type.rank - 1 for op in ops)  # type: ignore[arg-type]
 
 
 def _table(value: Value, width: object) -> Value | str:

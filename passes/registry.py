@@ -112,14 +112,9 @@ def rewrite(name: str, *patterns: str, tolerance: float | None = None, per_layer
 
 
 def _apply(found: Match, function: Replace, rw: Rewriter) -> None:
-    leak = found.leak()
-    reason = f"{leak.display} is read elsewhere too, by {_outside_user(found, leak)}" if leak is not None else function(found, rw)
+    reason = found.leak(rw.graph) or function(found, rw)
     if reason:
         rw.missed(found.root, reason)
-
-
-def _outside_user(found: Match, leak: Any) -> str:
-    return next(user.results[0].display for user in leak.users if user not in found.ops)
 
 
 # -- pipelines ------------------------------------------------------------------------------------------------------------------
@@ -166,7 +161,7 @@ def _parse_options(info: PassInfo, text: str) -> tuple[tuple[str, Any], ...]:
     for item in text.split():
         name, equals, value = item.partition("=")
         if not equals or name not in known:
-            remedy = suggest(name, known) if known else "it has no options"
+            remedy = "it has no options" if not known else suggest(name, known) if name not in known else f"write {name}=value"
             raise PassError(f"pipeline: {info.name}", f"no option {name!r}" if equals else f"cannot read {item!r}", remedy)
         options.append((name, _parse_option(info, known[name], value)))
     return tuple(options)

@@ -29,6 +29,10 @@ class Rewriter:
             if op in self.graph and (not op_names or op.name in op_names):
                 yield op
 
+    def only_reader(self, value: Value) -> Op | None:
+        """The op that alone reads a value; None where several do, or the graph returns it."""
+        return next(iter(value.users)) if len(value.users) == 1 and value not in self.graph.outputs else None
+
     def change(self, anchor: Value, removed: Iterable[Op], *, rule: str = "", reason: str = "") -> Change:
         """Starts a rewrite at `anchor`; `removed` are the ops that it means to make unnecessary. Use as a context."""
         return Change(self, anchor, list(removed), rule or self.pass_name, reason)
@@ -45,8 +49,10 @@ class Rewriter:
         return new
 
     def forward(self, old: Value, new: Value, *, rule: str = "", reason: str = "") -> None:
-        """`old` is `new`: every use reads `new` from now on."""
+        """`old` is `new`: every use reads `new` from now on. Raises PassError where their types differ."""
         assert old.producer is not None
+        if new.type != old.type:
+            raise PassError(f"{self.pass_name} at {old.display}", f"{old!r} cannot be forwarded to {new!r}", "their types differ")
         with self.change(old, [old.producer], rule=rule, reason=reason):
             self.graph.replace_uses(old, new)
 

@@ -32,9 +32,14 @@ def _cuts(graph: Graph, op: Op) -> list[Op] | str:
     slices = list(cut.users)
     if cut.type.rank < 3 or cut in graph.outputs or not any(s.name == "slice" for s in slices):
         return []
-    wrong = [s for s in slices if s.name != "slice" or s.attrs["axis"] == 0 or s.attrs["step"] != 1]
-    if wrong:
-        return f"{cut.display} is cut by head, but {wrong[0].results[0].display} reads it whole"
+    if op.result.type.rank != 2 or cut.type.shape[0] != op.result.type.shape[0]:
+        return f"{op.result!r} becomes {cut!r}: its rows do not stay rows"
+    wrong = next((s for s in slices if s.name != "slice"), None)
+    if wrong is not None:
+        return f"{cut.display} is cut by head, but {wrong.results[0].display} reads it whole"
+    strided = next((s for s in slices if int(s.attrs["axis"]) % cut.type.rank == 0 or s.attrs["step"] != 1), None)  # type: ignore[arg-type]
+    if strided is not None:
+        return f"{strided.result!r} is no block of columns of {cut!r}"
     if not op.inputs[1].is_const or op.inputs[1].type.encoding is not None:
         return f"its weight {op.inputs[1].display} cannot be cut"
     return slices

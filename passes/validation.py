@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 from tilewright.ir.errors import PassError
@@ -29,10 +30,14 @@ class Validator:
         self.expected = interpret(graph, self.inputs, self.weights, batch=self.batch)
 
     def check(self, graph: Graph, pass_name: str, tolerance: float | None) -> float:
-        """The largest relative error over the outputs. Raises PassError where it is more than the pass may add."""
+        """The largest relative error over the outputs. Raises PassError where it is more than the pass may add, or what is returned differs."""
         found = interpret(graph, self.inputs, self.weights, batch=self.batch)
-        error = max(_relative(a, b) for a, b in zip(found, self.expected))
-        allowed = tolerance or ROUNDING[self.dtype]
+        shapes = [[list(tensor.shape) for tensor in outputs] for outputs in (found, self.expected)]
+        if shapes[0] != shapes[1]:
+            raise PassError(f"pass {pass_name}", f"returns shapes {shapes[0]}, before it {shapes[1]}", "a pass keeps what the graph returns")
+        errors = [_relative(a, b) for a, b in zip(found, self.expected)]
+        error = next((e for e in errors if isnan(e)), max(errors))
+        allowed = ROUNDING[self.dtype] if tolerance is None else tolerance
         if not error <= allowed:
             problem = f"changed the outputs by {error:.1e} (relative), {allowed:.1e} is allowed"
             raise PassError(f"pass {pass_name}", problem, "stop before it, or bisect its rewrites with the limit")
