@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from tilewright.ir.errors import PassError
@@ -52,29 +51,40 @@ def print_schedule(schedule: Schedule) -> str:
 
 
 def _in_order(grouping: Grouping) -> list[Group]:
-    """Groups so that each comes after those whose results it reads; ties by canonical order."""
-    home = {op: group for group in grouping.groups for op in group.ops}
-    place = {group: i for i, group in enumerate(grouping.groups)}
-    needs = {group: {home[s] for op in group.every for s in grouping.sources(op) if s in home} - {group} for group in grouping.groups}
-    readers: dict[Group, list[Group]] = {group: [] for group in grouping.groups}
-    for group, sources in needs.items():
-        for source in sources:
-            readers[source].append(group)
-    waiting = {group: len(sources) for group, sources in needs.items()}
-    ready = [place[group] for group, count in waiting.items() if count == 0]
-    heapq.heapify(ready)
+    """Groups so that each comes after those whose results it reads; ties by canonical order. Rows groups that wait for one another are cut."""
+    waiting = list(grouping.groups)
     ordered: list[Group] = []
-    while ready:
-        group = grouping.groups[heapq.heappop(ready)]
+    done: set[Op] = set()
+    while waiting:
+        group = next((g for g in waiting if _ready_ops(grouping, g, done) == g.ops), None)
+        if group is None:
+            group = _cut(grouping, waiting, done)
+        waiting.remove(group)
         ordered.append(group)
-        for reader in readers[group]:
-            waiting[reader] -= 1
-            if waiting[reader] == 0:
-                heapq.heappush(ready, place[reader])
-    if len(ordered) != len(grouping.groups):
-        stuck = next(g for g in grouping.groups if g not in ordered)
-        raise PassError("regions", f"the kernel of {stuck.anchor.results[0].display} would wait for itself")
+        done.update(group.ops)
     return ordered
+
+
+def _ready_ops(grouping: Grouping, group: Group, done: set[Op]) -> list[Op]:
+    """Those of a group's ops that can run after `done`: all of them, unless it waits for another group."""
+    able: set[Op] = set()
+    for op in group.every:
+        if all(source in done or source in able for source in grouping.sources(op)):
+            able.add(op)
+    return [op for op in group.ops if op in able]
+
+
+def _cut(grouping: Grouping, waiting: list[Group], done: set[Op]) -> Group:
+    """Parts the first rows group of which something is ready from what waits for others, which stays behind it in `waiting`."""
+    group = next((g for g in waiting if g.template == "rows" and _ready_ops(grouping, g, done)), None)
+    assert group is not None, "products leave by their last op alone, so a circle of kernels goes through one of rows"
+    ready = _ready_ops(grouping, group, done)
+    rest = [op for op in group.ops if op not in ready]
+    late = next(source for source in grouping.sources(rest[0]) if source not in done and source not in ready)
+    reason = f"reads {late.results[0].display}, which is made after {ready[-1].results[0].display}"
+    waiting.insert(waiting.index(group) + 1, Group("rows", rest[0], rest, reason=reason))
+    group.ops = ready
+    return group
 
 
 def _region(graph: Graph, group: Group, groups: Sequence[Group]) -> Region:
