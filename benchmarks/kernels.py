@@ -1,16 +1,21 @@
 """Single kernels in CUDA graphs, with cold weights, beside cuBLAS and torch's attention, for Llama-3-8B shapes.
 
 `python benchmarks/kernels.py`, or where the package is not installed `python .ci/link_rooms.py; PYTHONPATH=build/rooms python benchmarks/kernels.py`.
- `--sweep` tries tile sizes around the defaults and prints the best; `--only WORD` picks rows whose name holds the word.
+ `--sweep` tries tile sizes around the defaults and prints the best; `--only PATTERN` picks rows whose name fits it, as in `--only "i8 T=1$"`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import linecache
+import multiprocessing
+import os
+import re
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -56,13 +61,19 @@ def main() -> None:
     limit = measure_read_limit()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; read limit {limit / 1e12:.2f} TB/s")
     print(f"{'kernel':34} {'us':>8} {'TB/s':>6} {'TFLOP/s':>8} {'of read':>7}  {'peer us':>8} {'ratio':>5}  {'error':>8}  tile")
-    for row in (*linear_rows(), *attend_rows()):
-        if args.only in row.name:
-            try:
-                (sweep if args.sweep else report)(row, limit, args.early)
-            except Exception as error:  # one kernel that fails must not hide the others
-                print(f"{row.name:34} {type(error).__name__}: {str(error)[:200]!r}")
-            torch.cuda.empty_cache()
+    chosen = rows(args.only)
+    if args.sweep:
+        compile_candidates(args.only, args.early)
+    for row in chosen:
+        try:
+            (sweep if args.sweep else report)(row, limit, args.early)
+        except Exception as error:  # one kernel that fails must not hide the others
+            print(f"{row.name:34} {type(error).__name__}: {str(error)[:200]!r}")
+        torch.cuda.empty_cache()
+
+
+def rows(word: str) -> list[Row]:
+    return [row for row in (*linear_rows(), *attend_rows()) if re.search(word, row.name)]
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------------------
@@ -147,7 +158,7 @@ def attend_row(name: str, kind: str, tokens: int, sequences: int, context: int, 
 class Prepared:
     """A row's kernels loaded, and as many sets of arguments as keep its large operands out of the cache."""
 
-    def __init__(self, row: Row, config: dict[str, int]) -> None:
+    def __init__(self, row: Row, config: dict[str, int], most_sets: int = 40) -> None:
         graph = parse_graph(row.text)
         ops = tuple(op for op in graph.ops if not op.is_const and op.name not in SKIPPED and not (op.name == "slice" and _feeds_pages(op)))
         made = {v for op in ops for v in op.results}
@@ -161,7 +172,7 @@ class Prepared:
         self.emission = emit(self.plan)
         self.functions = [load(text) for text in self.emission.kernels]
         self.dims = {"T": row.tokens, "S": row.tokens, "B": row.sequences}
-        copies = max(1, min(40, -(-COLD_BYTES // max(1, row.bytes)))) if row.kind == "decode" else 1
+        copies = max(1, min(most_sets, -(-COLD_BYTES // max(1, row.bytes)))) if row.kind == "decode" else 1
         self.sets = [self._arguments(seed) for seed in range(copies)]
 
     def _arguments(self, seed: int) -> dict[str, torch.Tensor]:
@@ -312,9 +323,10 @@ def candidates(row: Row) -> Iterator[dict[str, int]]:
         for m, n, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)):
             yield {"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages}
     elif row.tokens == 1:
-        for n, k, warps, bits in itertools.product((2, 4, 8, 16), (512, 1024, 2048, 4096), (1, 2, 4, 8, 16), (1, 0) if " i8 " in row.name else (1,)):
-            if 16 <= n * k // (warps * 32) <= 64:
-                yield {"block_n": n, "block_k": k, "num_warps": warps, "bit_convert": bits}
+        is_int8 = " i8 " in row.name
+        for n, k, warps, biased in itertools.product((4, 8) if is_int8 else (2, 4, 8, 16), (1024, 2048, 4096), (4, 8), (1, 0) if is_int8 else (1,)):
+            if 16 <= n * k // (warps * 32) <= 128:
+                yield {"block_n": n, "block_k": k, "num_warps": warps, "biased": biased}
     elif row.tokens <= 64:
         for n, k, warps, stages, left in itertools.product((16, 32, 64, 128), (64, 128, 256, 512), (2, 4, 8), (3, 4, 5, 6), (0, 1)):
             if 8192 <= n * k <= 32768:
@@ -322,6 +334,19 @@ def candidates(row: Row) -> Iterator[dict[str, int]]:
     else:
         for (m, n), k, warps, stages in itertools.product(((128, 128), (128, 256), (256, 128)), (64, 128), (4, 8), (3, 4)):
             yield {"block_m": m, "block_n": n, "block_k": k, "num_warps": warps, "num_stages": stages}
+
+
+def compile_candidates(word: str, early: bool) -> None:
+    """Compiles every candidate in processes of its own, into Triton's cache; those that the compiler refuses are left to the sweep."""
+    wanted = [(place, config) for place, row in enumerate(rows(word)) for config in candidates(row)]
+    jobs = min(len(wanted), os.cpu_count() or 1, 12)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_compile, *zip(*[(word, place, {**config, "dependent_launch": int(early)}) for place, config in wanted])))
+
+
+def _compile(word: str, place: int, config: dict[str, int]) -> None:
+    with contextlib.suppress(Exception):
+        Prepared(rows(word)[place], config, most_sets=1).launch(0, early=bool(config["dependent_launch"]))
 
 
 def sweep(row: Row, limit: float, early: bool) -> None:
@@ -332,7 +357,7 @@ def sweep(row: Row, limit: float, early: bool) -> None:
             microseconds = time_graph(lambda i, p=prepared: p.launch(i, early=early), row)
         except Exception:  # too much shared memory, or refused by the compiler: not a candidate
             continue
-        results.append((microseconds, tile_of(prepared) + "".join(f" {k}={config[k]}" for k in ("weights_left", "bit_convert") if k in config)))
+        results.append((microseconds, tile_of(prepared) + "".join(f" {k}={config[k]}" for k in ("weights_left", "biased") if k in config)))
     print(f"{row.name}: default {default_time(row, early):.1f} us, {len(results)} candidates, read limit {row.bytes / limit * 1e6:.1f} us")
     for microseconds, tile in sorted(results)[:6]:
         print(f"    {line(row, microseconds, limit)}  {tile}", flush=True)

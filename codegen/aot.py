@@ -5,6 +5,7 @@ Results lie in a content-addressed cache on disk: the key holds everything that 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -38,13 +39,20 @@ class _Job:
 
     @property
     def key(self) -> str:
-        """Digest of all that the cubin depends on; the kernel's name is not among it."""
-        kernel = self.kernel
+        """Digest of all that the cubin depends on; neither the kernel's name nor comments (which name modules) are among it."""
+        kernel, code = self.kernel, _without_comments(self.source)
         parts = (
-            "1", importlib.metadata.version("triton"), self.arch, self.source, kernel.entry, kernel.parameters, sorted(kernel.constants.items()),
+            "2", importlib.metadata.version("triton"), self.arch, code, kernel.entry, kernel.parameters, sorted(kernel.constants.items()),
             kernel.num_warps, kernel.num_stages, kernel.dependent_launch,
         )  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _without_comments(source: str) -> str:
+    try:
+        return ast.unparse(ast.parse(source))
+    except SyntaxError:  # the compiler will say what is wrong
+        return source
 
 
 def default_cache() -> Path:

@@ -23,8 +23,8 @@ from tilewright.ir.types import ITEM_BYTES
 VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
 # Names that the templates give; no parameter has one of them, since parameters are named after operands of ops and tensors of the step.
 LOCALS = (
-    "program", "first_m", "first_n", "m", "n", "n_row", "weight_rows", "step", "depth", "start", "ahead", "current", "bits", "acc", "even", "odd",
-    "tiles_m", "group", "group_size", "place", "k_probe",
+    "program", "first_m", "first_n", "m", "n", "n_row", "weight_rows", "step", "depth", "start", "ahead", "current", "bytes", "acc", "even", "odd",
+    "x0", "x1", "x2", "x3", "x_sum", "tiles_m", "group", "group_size", "place", "k_probe",
 )  # fmt: skip
 _FEW_ROWS = 64  # rows whose logits are wanted are few, however many tokens a step has
 
@@ -151,38 +151,75 @@ class _Kernel:
         column = self._columns()
         self._locate_weight()
         w.line("depth = tl.arange(0, BLOCK_K)[None, :]")
-        w.line(f"ahead = {self._weight_tile('step', 'depth')}")
+        w.line(f"ahead = {self._weight_tile('')}")
         self._wait()
         self._hoist_rows(ZERO)
         self._load_epilogue_early(ZERO, column)
-        w.line("acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)")
+        w.line(f"acc = tl.zeros([BLOCK_N, {self._in_words('BLOCK_K')}], tl.float32)")
+        if self.is_biased:
+            w.line(f"x_sum = tl.zeros([1, {self._in_words('BLOCK_K')}], tl.float32)")
         if k <= tile.block_k:
             self._accumulate("ahead", self._at_k(ZERO))
         else:
             with w.block(f"for start in range(0, {k}, BLOCK_K):"):
                 w.line("current = ahead")
                 w.line("depth = start + tl.arange(0, BLOCK_K)[None, :]")
-                w.line(f"ahead = {self._weight_tile('start + BLOCK_K + step', 'depth + BLOCK_K')}")
+                w.line(f"ahead = {self._weight_tile('start + BLOCK_K')}")
                 self._accumulate("current", self._at_k(ZERO))
-        w.line("acc = tl.sum(acc, 1)[None, :]")
+        bias = " - 128.0 * tl.sum(x_sum, 1)" if self.is_biased else ""
+        w.line(f"acc = (tl.sum(acc, 1){bias})[None, :]")
         self._write_outputs(ZERO, column)
 
-    def _weight_tile(self, offset: str, k: str) -> str:
-        """The next tile of the weight; the one after the last is masked out whole."""
-        rows_end, last = self.product.n % self.tile.block_n, self.product.k <= self.tile.block_k
-        masks = ["n_row < " + str(self.product.n)] if rows_end else []
-        if not last or self.product.k % self.tile.block_k:
-            masks.append(f"{k} < {self.product.k}")
+    @property
+    def reads_words(self) -> bool:
+        """int8 is read four to a 32-bit word, and taken apart in registers: bytes would be moved through shared memory to where x is."""
+        return self.is_vector and self.product.weight.type.dtype == "i8" and self.product.k % 4 == 0
+
+    @property
+    def is_biased(self) -> bool:
+        return self.reads_words and self.tile.biased
+
+    def _in_words(self, count: str) -> str:
+        return f"{count} // 4" if self.reads_words else count
+
+    def _weight_tile(self, start: str) -> str:
+        """The tile of the weight from column `start` on; the one after the last is masked out whole."""
+        product, tile = self.product, self.tile
+        first = f"({start}) // 4" if start and self.reads_words else start
+        masks = [f"n_row < {product.n}"] if product.n % tile.block_n else []
+        if product.k > tile.block_k or product.k % tile.block_k:
+            lane = f"tl.arange(0, {self._in_words('BLOCK_K')})[None, :]"
+            masks.append(f"{first + ' + ' if first else ''}{lane} < {product.k // 4 if self.reads_words else product.k}")
         masked = f", mask={' & '.join(f'({m})' for m in masks)}, other=0" if masks else ""
-        return f'tl.load(weight_rows + {offset}{masked}, eviction_policy="evict_first")'
+        return f'tl.load(weight_rows + {first + " + " if first else ""}step{masked}, eviction_policy="evict_first")'
 
     def _accumulate(self, tile: str, at: At) -> None:
         x, dtype = self.e.value(self.product.x, at), self.product.weight.type.dtype
-        if dtype == "i8" and self.tile.bit_convert:
-            self.w.line(f"bits = {tile}.to(tl.uint8, bitcast=True).to(tl.int32) ^ 0x4B000080", "2 ** 23 + 128 + weight, as f32")
-            self.w.line(f"acc += (bits.to(tl.float32, bitcast=True) - {float(2**23 + 128)!r}) * {x}")
+        if self.reads_words:
+            self._accumulate_words(tile, x)
         else:
             self.w.line(f"acc += {tile}{'' if dtype == 'f32' else '.to(tl.float32)'} * {x}")
+
+    def _accumulate_words(self, tile: str, x: str) -> None:
+        """Byte i of each word meets x at 4 j + i. Bytes stay in their places, so that x is scaled by 2 ** -8, … instead of them being shifted."""
+        w = self.w
+        w.line(f"even, odd = tl.split(tl.reshape({x}, [1, BLOCK_K // 2, 2]))")
+        w.line("x0, x2 = tl.split(tl.reshape(even, [1, BLOCK_K // 4, 2]))")
+        w.line("x1, x3 = tl.split(tl.reshape(odd, [1, BLOCK_K // 4, 2]))")
+        if self.is_biased:
+            w.line(f"bytes = {tile}.to(tl.uint32, bitcast=True) ^ 0x80808080", "each byte is weight + 128")
+            for i in range(4):
+                scaled = f"(x{i} * {2.0 ** (-8 * i)!r})" if i else "x0"
+                w.line(f"acc += (bytes & {0xFF << 8 * i:#x}).to(tl.float32) * {scaled}")
+            w.line("x_sum += (x0 + x1) + (x2 + x3)")
+            return
+        w.line(f"bytes = {tile}", "in the last bits of 2 ** 23 + 128 + weight, as f32")
+        for i in range(4):
+            place = 8 * (i % 2)
+            if i == 2:
+                w.line("bytes = bytes >> 16")
+            bits = f"((bytes & {0xFF << place:#x}) ^ {0x4B000000 | 0x80 << place:#x}).to(tl.float32, bitcast=True)"
+            w.line(f"acc += ({bits} - {float(2**23 + (128 << place))!r}) * {f'(x{i} * {2.0**-8!r})' if place else f'x{i}'}")
 
     # -- many tokens ------------------------------------------------------------------------------------------------------------
     def _emit_tiled(self) -> None:
@@ -261,9 +298,15 @@ class _Kernel:
         return Index("n", (w.let("n_inside", f"n < {self.product.n}"),))
 
     def _locate_weight(self) -> None:
-        k = self.product.k
-        self.w.line(f"weight_rows = {self.product.weight.name} + first_n.to(tl.int64) * {k}")
-        self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {k} + tl.arange(0, BLOCK_K)[None, :]")
+        k, name = self.product.k, self.product.weight.name
+        if not self.reads_words:
+            self.w.line(f"weight_rows = {name} + first_n.to(tl.int64) * {k}")
+            self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {k} + tl.arange(0, BLOCK_K)[None, :]")
+            return
+        words = 16 // ITEM_BYTES[self.product.dtype] // 4
+        self.w.line(f"weight_rows = {name}.to(tl.pointer_type(tl.int32)) + first_n.to(tl.int64) * {k // 4}")
+        self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {k // 4} + tl.arange(0, BLOCK_K // 4)[None, :]")
+        self.w.line(f"step = tl.max_contiguous(step, [1, {words}])", "a thread reads the columns that it has of x")
 
     def _at_k(self, row: Index) -> At:
         k = self.product.k

@@ -23,7 +23,7 @@ class LinearTile:
     num_stages: int
     group_m: int = 1  # token tiles that are dealt together, so that they share weight tiles in L2
     weights_left: bool = False  # the weight is the dot's left operand: only that one can come from registers on sm_90
-    bit_convert: bool = True  # matrix-vector product: integers become floats through their bits, not through the slow conversion unit
+    biased: bool = True  # matrix-vector product: bytes are converted as weight + 128; otherwise they become the last bits of 2 ** 23 + weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def override(tile: Tile, config: Mapping[str, int]) -> Tile:
 # Bytes of a weight element -> (smallest K, rows, step over K, warps), the first that fits. Measured on an H200: long contiguous reads matter
 # most; 4 rows x 2,048 with 8 warps reads at 4.2 TB/s, 16 rows x 256 at 3.7.
 _MATVEC: dict[int, tuple[tuple[int, int, int, int], ...]] = {
-    1: ((4096, 4, 2048, 8), (1024, 4, 1024, 4), (0, 4, 512, 2)),
+    1: ((4096, 8, 2048, 8), (1024, 8, 1024, 4), (0, 8, 512, 2)),
     2: ((4096, 4, 2048, 8), (1024, 4, 1024, 4), (0, 4, 512, 2)),
     4: ((2048, 4, 1024, 8), (0, 4, 512, 4)),
 }

@@ -84,10 +84,22 @@ def test_tiles_of_tokens_in_groups_and_weights_on_the_left(name, config):
     run(*CASES[name], 37, dtype="bf16", n=134, seed=3, block_n=64, block_k=32, **config)
 
 
-@pytest.mark.parametrize("config", [{"block_k": 32}, {"block_k": 16, "block_n": 8}, {"bit_convert": 0, "block_k": 32}], ids=str)
+@pytest.mark.parametrize("config", [{"block_k": 32}, {"block_k": 16, "block_n": 8}, {"biased": 0, "block_k": 32}], ids=str)
 @pytest.mark.parametrize("name", ["int8", "norm", "layer norm"])
 def test_one_token_runs_over_k_in_steps(name, config):
     run(*CASES[name], 1, dtype="bf16", k=80, seed=4, **{"block_n": 32, **config})
+
+
+@pytest.mark.parametrize("biased", [0, 1])
+@pytest.mark.parametrize("k, block_k", [(70, 32), (72, 32), (72, 128), (128, 32)])
+def test_int8_of_any_width_meets_one_token(k, block_k, biased):
+    run(*CASES["gemma norm"], 1, dtype="bf16", k=k, seed=k, block_n=8, block_k=block_k, biased=biased)
+
+
+def test_int8_of_one_token_is_taken_apart_in_registers():
+    case = make_case(graph(*CASES["int8"], dtype="bf16", n=64, k=4096), "linear", "linear")
+    ((_, binary),) = compile_case(case, Regime("r", "decode", 1), "sm_90")
+    assert binary.shared_bytes <= 512, "sums of warps alone; a tile of weights moved between layouts takes thousands"
 
 
 def test_sizes_that_fit_need_no_masks():
