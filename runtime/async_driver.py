@@ -11,13 +11,21 @@ from tilewright.runtime.sampling_params import SamplingParams
 
 
 class AsyncDriver:
-    """Belongs to the event loop it is first used in."""
+    """Belongs to the event loop that it is made in."""
 
     def __init__(self, core: EngineCore) -> None:
+        self.loop = asyncio.get_running_loop()
         self._core = core
         self._turn = asyncio.Lock()  # whoever holds it may touch the core; first come, first served
         self._queues: dict[str, asyncio.Queue[RequestOutput | BaseException]] = {}
         self._pump: asyncio.Task[None] | None = None
+        self._left: list[str] = []  # requests whose consumers left while a step ran; no waiting there, a loop that closes cancels it
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether anybody but this driver must leave the core alone."""
+        is_pumping = self._pump is not None and not self._pump.done()
+        return not self.loop.is_closed() and (is_pumping or bool(self._queues))
 
     async def stream(self, request_id: str, prompt: list[int], params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         """Outputs as tokens come. A consumer that leaves early aborts its request."""
@@ -37,17 +45,34 @@ class AsyncDriver:
         finally:
             del self._queues[request_id]
             if not finished:
-                async with self._turn:
-                    self._core.drop(request_id)
+                self._left.append(request_id)
+            if not self._turn.locked():
+                self._drop_left()
 
     async def _run(self) -> None:
         try:
             while self._core.has_work:
                 async with self._turn:
-                    outputs = await asyncio.to_thread(self._core.step)
+                    try:
+                        outputs = await self._step()
+                    finally:
+                        self._drop_left()
                 for output in outputs:
                     if queue := self._queues.get(output.request_id):
                         queue.put_nowait(output)
         except Exception as error:
             for queue in self._queues.values():
                 queue.put_nowait(error)
+
+    def _drop_left(self) -> None:
+        while self._left:
+            self._core.drop(self._left.pop())
+
+    async def _step(self) -> list[RequestOutput]:
+        """One step in a thread. A loop that is closing waits for it: the thread cannot be stopped, and the core is its until then."""
+        step = self.loop.run_in_executor(None, self._core.step)
+        try:
+            return await asyncio.shield(step)
+        except asyncio.CancelledError:
+            await asyncio.wait([step])
+            raise

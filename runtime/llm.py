@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -92,9 +93,8 @@ class LLM:
     ) -> AsyncIterator[RequestOutput]:
         """Outputs for one prompt as tokens come; any number may run at once. Leaving the iterator early aborts the request."""
         request_id = request_id or self._next_id()
-        self._async = self._async or AsyncDriver(self.core)
         token_ids = self._encode(prompt, f"request {request_id}")
-        outputs = self._async.stream(request_id, token_ids, sampling_params or SamplingParams())
+        outputs = self._take_async_turn().stream(request_id, token_ids, sampling_params or SamplingParams())
         try:
             async for output in outputs:
                 yield output
@@ -103,6 +103,7 @@ class LLM:
 
     def add_request(self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None) -> str:
         """Queues one request for `step`; returns its id. Raises RequestError."""
+        self._take_turn("add_request")
         request_id = request_id or self._next_id()
         token_ids = self._encode(prompt, f"request {request_id}")
         self.core.add_request(request_id, token_ids, sampling_params or SamplingParams(), stream=True)
@@ -110,18 +111,36 @@ class LLM:
 
     def step(self) -> list[RequestOutput]:
         """Runs one step; returns what the requests that went on have so far."""
+        self._take_turn("step")
         kept, self._kept = self._kept, []
         return kept + self.core.step()
 
     def abort(self, request_id: str) -> None:
         """Ends a request; the next step returns its output so far, with finish_reason "abort"."""
+        self._take_turn("abort")
         self.core.abort(request_id)
 
     @property
     def has_work(self) -> bool:
         return bool(self._kept) or self.core.has_work
 
+    def _take_turn(self, where: str) -> None:
+        """Raises RequestError while `generate_async` serves requests: its steps run in a thread, and go on by themselves."""
+        if self._async is not None and self._async.is_serving:
+            remedy = "use it for all requests, or wait for them (leaving an iterator ends its request)"
+            raise RequestError(where, "requests of generate_async are under way", remedy)
+
+    def _take_async_turn(self) -> AsyncDriver:
+        """The driver of the running event loop. Raises RequestError while requests are served in another way."""
+        if self._async is None or self._async.loop is not asyncio.get_running_loop():
+            self._take_turn("generate_async in another event loop")
+            self._async = AsyncDriver(self.core)
+        if self.core.num_requests and not self._async.is_serving:
+            raise RequestError("generate_async", "requests of generate or add_request are under way", "let them end, or abort them")
+        return self._async
+
     def _add_all(self, prompts: list[Any], params: Sequence[SamplingParams], *, stream: bool) -> list[str]:
+        self._take_turn("generate")
         ids = [f"{self._next_id()}-{index}" for index in range(len(prompts))]
         encoded = [self._encode(prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
         added: list[str] = []

@@ -16,9 +16,13 @@ Message = Mapping[str, Any]  # role, content
 Prompt = str | list[int] | list[Message]  # text, token ids or a chat
 
 
+def has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in FILES)
+
+
 def load_tokenizer(directory: Path) -> Any | None:
     """The transformers tokenizer of the engine, or None where it has none. Runs no code from the directory."""
-    if not any((directory / name).is_file() for name in FILES):
+    if not has_tokenizer(directory):
         return None
     from transformers import AutoTokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ def build(
 ) -> None:
     """Compile a Hugging Face model into an engine."""
     from tilewright.compiler import compile
+    from tilewright.runtime.tokenizer import has_tokenizer
     from tilewright.stages import Stages
 
     engine = compile(
@@ -78,7 +80,9 @@ def build(
         max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size, stages=Stages(bars=True, lines=True),
     )  # fmt: skip
     print(engine)
-    print(f"look at it: tilewright show {out};  run it: tilewright run {out} \"Once upon a time\"")
+    program = "tilewright" if shutil.which("tilewright") else sys.argv[0]  # as it can be typed: the environment may not be activated
+    prompt = '"Once upon a time"' if has_tokenizer(out) else '--ids "1 2 3"'
+    print(f"look at it: {program} show {out};  run it: {program} run {out} {prompt}")
 
 
 @commands.command()

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from zoo import ARCHITECTURES, build, ragged_prompts, reference_logits, save
 
 from tilewright.frontend.trace import Trace, trace, trace_config
-from tilewright.ir.errors import TraceError
+from tilewright.ir.errors import CheckpointError, TraceError
 from tilewright.ir.interpreter import interpret
 from tilewright.ir.reference import Batch
 from tilewright.ir.verifier import verify
@@ -189,5 +189,5 @@ def test_an_unknown_dtype_is_refused():
 
 
 def test_something_that_is_no_model_is_refused():
-    with pytest.raises(TraceError, match="got a list; pass a directory, a hub id"):
+    with pytest.raises(CheckpointError, match="is a list; pass a directory, a hub id"):
         trace([1, 2])  # type: ignore[arg-type]

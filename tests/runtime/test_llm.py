@@ -11,6 +11,7 @@ from tilewright.ir.manifest import Limits
 from tilewright.runtime.llm import LLM
 from tilewright.runtime.sampling_params import SamplingParams
 
+GREEDY = SamplingParams(max_tokens=12, temperature=0)
 LIMITS = Limits(max_batch_size=7, max_input_len=40, max_output_len=30, max_tokens=23, page_size=4)
 
 
@@ -97,6 +98,53 @@ def test_async_requests_share_steps_and_can_be_left(toy):
     for i, (prompt, tokens) in enumerate(zip(prompts, results)):
         expected = toy_engine.greedy(weights, prompt, 12)
         assert tokens == (expected[:3] if i == 2 else expected)
+
+
+def test_one_engine_serves_one_event_loop_after_another(toy):
+    directory, weights = toy
+    llm = LLM(directory)
+    prompts = make_prompts(4, 3)
+
+    async def consume(prompt):
+        return [token async for output in llm.generate_async(prompt, GREEDY) for token in output.new_token_ids]
+
+    async def serve():
+        cancelled = asyncio.create_task(consume(prompts[0]))
+        results = asyncio.gather(*map(consume, prompts))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        return await results
+
+    async def leave():
+        async for _ in llm.generate_async(prompts[0], GREEDY):
+            return
+
+    for _ in range(2):
+        assert asyncio.run(serve()) == [toy_engine.greedy(weights, prompt, 12) for prompt in prompts]
+        asyncio.run(leave())
+        assert llm.core.num_requests == 0 and llm.core.scheduler.pool.num_used == 0
+        assert llm.generate(prompts[1], GREEDY)[0].token_ids == toy_engine.greedy(weights, prompts[1], 12)
+
+
+def test_coroutines_and_plain_calls_do_not_take_each_other_s_outputs(toy):
+    directory, weights = toy
+    llm = LLM(directory)
+    prompt = make_prompts(4, 1)[0]
+
+    async def serve():
+        tokens = []
+        async for output in llm.generate_async(prompt, GREEDY):
+            tokens += output.new_token_ids
+            for call in (lambda: llm.generate(prompt), lambda: llm.add_request(prompt), llm.step, lambda: llm.abort("r1")):
+                if not output.finished:
+                    with pytest.raises(RequestError, match="requests of generate_async are under way"):
+                        call()
+        return tokens
+
+    assert asyncio.run(serve()) == toy_engine.greedy(weights, prompt, 12)
+    llm.add_request(prompt, GREEDY)
+    with pytest.raises(RequestError, match="requests of generate or add_request are under way"):
+        asyncio.run(serve())
 
 
 def test_aborted_requests_end_with_what_they_have(toy):
