@@ -30,6 +30,7 @@ from tilewright.passes.manager import PassManager
 from tilewright.passes.validation import Validator
 
 REQUESTS = ([1], [3, 2])  # lengths of the requests of a step: a decode of one token, two prompts
+DECODED = 5  # position of the token of a decode; prompts start at 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _draw(value: Value, sizes: dict[str, int], lengths: list[int]) -> torch.Tens
     shape = [sizes[d] if isinstance(d, str) else d for d in value.type.shape]
     dtype = TORCH_DTYPES[value.type.dtype]
     if value.name == "positions":
-        return torch.cat([torch.arange(length, dtype=dtype) for length in lengths]).reshape(shape)
+        starts = [DECODED if length == 1 else 0 for length in lengths]
+        return torch.cat([torch.arange(start, start + length, dtype=dtype) for start, length in zip(starts, lengths)]).reshape(shape)
     if value.type.dtype in ("i32", "i64"):
         read = [user.inputs[0].type.shape[0] for user in value.users if user.name in ("embedding", "gather_rows")]
         return torch.randint(0, min((sizes[d] if isinstance(d, str) else d for d in read), default=5), shape, dtype=dtype)
