@@ -109,23 +109,20 @@ class Grouping:
 
     def _take_epilogue(self, group: Group) -> None:
         last = group.anchor
-        while (following := self._next_in_epilogue(group, last)) is not None:
+        while (following := self._next_in_epilogue(last)) is not None:
             group.ops.append(following)
             self._group[following] = group
             last = following
         names = " → ".join(op.name for op in group.ops[1:])
         group.reason = f"epilogue {names}: needs no other row" if names else "the next reader needs whole rows of the product"
 
-    def _next_in_epilogue(self, group: Group, last: Op) -> Op | None:
-        """The only reader of the last result, where it works on the same elements and everything else that it reads comes from before."""
+    def _next_in_epilogue(self, last: Op) -> Op | None:
+        """The only reader of the last result, where it works on the same elements. What else it reads cannot come after the product."""
         result = last.result
         if result in self.graph.outputs or len(result.users) != 1:
             return None
         (user,) = result.users
-        if user in self._group or not _fits_epilogue(user, result):
-            return None
-        others = [source for source in self.sources(user) if source is not last]
-        return None if any(other in group.ops or self._depends(other, group.ops) for other in others) else user
+        return user if user not in self._group and _fits_epilogue(user, result) else None
 
     def _move_norms_into_products(self) -> None:
         for group in [g for g in dict.fromkeys(self._group.values()) if g.template == "rows"]:
