@@ -25,6 +25,12 @@ COLUMNS = ["shape", "what", "ms/token", "spread", "GB/token", "of the read limit
 
 def main() -> None:
     args = parse_arguments()
+    if args.build_only:
+        for shape in args.shapes:
+            with open_scratch(args.scratch, shape) as scratch:
+                for quantize in args.quantize:
+                    build(write_checkpoint(shape, scratch / "model", layers=args.layers), quantize)
+        return
     has_gpu = torch.cuda.is_available()
     limit = measure_read_limit() if has_gpu else None
     rows: list[list[str]] = []
@@ -48,20 +54,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--scratch", help="folder that keeps checkpoints and engines, to be used again")
+    parser.add_argument("--build-only", action="store_true", help="only fill the scratch folder: on a machine that is too busy to time anything")
     parser.add_argument("--write", action="store_true", help="append to RESULTS.md")
     return parser.parse_args()
+
+
+def build(model: Path, quantize: str) -> Path:
+    """The engine beside the checkpoint; one that is there is used as it is."""
+    out = model.parent / f"engine-{quantize}"
+    if not (out / "manifest.json").exists():
+        chosen = None if quantize == "none" else quantize
+        tw.compile(model, out, dtype="bfloat16", quantize=chosen, max_batch_size=16, max_input_len=512, max_output_len=512)
+    return out
 
 
 def ours(shape: str, model: Path, args: argparse.Namespace, limit: float | None) -> list[list[str]]:
     rows = []
     for quantize in args.quantize:
-        out = model.parent / f"engine-{quantize}"
-        if not (out / "manifest.json").exists():
-            tw.compile(
-                model, out, dtype="bfloat16", quantize=None if quantize == "none" else quantize,
-                max_batch_size=16, max_input_len=512, max_output_len=512,
-            )  # fmt: skip
-        llm = tw.LLM(out)
+        llm = tw.LLM(build(model, quantize))
         reading = measure_latency(llm, prompt_len=args.prompt, outputs=tuple(args.outputs), repeat=args.repeat)
         what = "tilewright bf16" if quantize == "none" else f"tilewright bf16, {quantize} weights"
         rows.append(make_row(shape, what, reading.ms_per_token, reading.spread_ms, bytes_per_token(llm.manifest), limit))
