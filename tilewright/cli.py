@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import signal
 import sys
@@ -82,13 +83,14 @@ def build(
     print(engine)
     program = "tilewright" if shutil.which("tilewright") else sys.argv[0]  # as it can be typed: the environment may not be activated
     prompt = '"Once upon a time"' if has_tokenizer(out) else '--ids "1 2 3"'
-    print(f"look at it: {program} show {out};  run it: {program} run {out} {prompt}")
+    where = shlex.quote(str(out))
+    print(f"look at it: {program} show {where};  run it: {program} run {where} {prompt}")
 
 
 @commands.command()
 def run(
     engine: EnginePath,
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="text to go on from")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="text to go on from")] = None,
     ids: Annotated[str | None, typer.Option(help="token ids in place of text, as in \"1 15 27\"")] = None,
     max_tokens: Annotated[int | None, typer.Option(help=f"(default: {RUN_TOKENS}, or fewer where the engine was built for fewer)")] = None,
     min_tokens: int = 0,
@@ -151,7 +153,7 @@ def stream_text(llm: Any, prompt: str | list[int], params: Any) -> None:
 @commands.command()
 def show(
     what: Annotated[Path, typer.Argument(metavar="ENGINE_OR_IR", help="an engine directory or an .ir file")],
-    stage: Annotated[str | None, typer.Argument(metavar="[PASS]", help="graph after that pass (default: the last), `kernels` or `passes`")] = None,
+    stage: Annotated[str | None, typer.Argument(metavar="PASS", help="graph after that pass (default: the last), `kernels` or `passes`")] = None,
     layer: Annotated[int | None, typer.Option(help="only ops of this layer")] = None,
     flat: Annotated[bool, typer.Option("--flat", help="every layer, not folded")] = False,
 ) -> None:

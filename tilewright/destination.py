@@ -18,7 +18,9 @@ def choose_destination(out: Any) -> Path:
 
     if not isinstance(out, str | os.PathLike):
         raise EngineError("out", f"is a {type(out).__name__}", "pass the directory to write the engine to")
-    path = Path(out)
+    path = Path(out).resolve() if os.path.islink(out) else Path(out)
+    if os.path.ismount(path):
+        raise EngineError(f"engine {path}", "is a mount point, which a finished engine cannot be renamed to", "choose a directory inside it")
     try:
         check_destination(path)
         nearest = next(parent for parent in path.absolute().parents if parent.exists())

@@ -103,13 +103,11 @@ def weights_read_whole(manifest: Manifest, program: Program) -> set[str]:
 
 def measure_read_limit(num_bytes: int = READ_BYTES, repeat: int = 5) -> float:
     """Bytes a second that this GPU reads at most, by a kernel that only reads: the best of `repeat` passes over `num_bytes`."""
-    import triton
-
     from tilewright.read_limit_kernel import read_only
 
     free = torch.cuda.mem_get_info()[0] // 2
     data = torch.ones(min(num_bytes, free) // 4 // READ_BLOCK * READ_BLOCK, dtype=torch.int32, device="cuda")
-    blocks = triton.cdiv(data.numel(), READ_BLOCK)
+    blocks = data.numel() // READ_BLOCK
     out = torch.empty(blocks, dtype=torch.int32, device="cuda")
     kernel: Any = read_only
     kernel[(blocks,)](data, out, BLOCK=READ_BLOCK, num_warps=8)

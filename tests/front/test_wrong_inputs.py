@@ -183,6 +183,18 @@ def test_a_destination_on_a_file_system_that_takes_no_files(tmp_path):
     assert "engine '/proc/engines/a': cannot be written there" in refused_build(tmp_path, checkpoint(), out="/proc/engines/a")
 
 
+def test_a_destination_that_is_a_mount_point(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "out")
+    assert "is a mount point" in refused_build(tmp_path, checkpoint())
+
+
+def test_a_destination_that_is_a_link_is_written_where_it_leads(tmp_path, copy):
+    (tmp_path / "link").symlink_to(copy)
+    built = tw.compile(checkpoint(), tmp_path / "link", target="cpu", **LIMITS)
+    assert built.path == copy and (tmp_path / "link").is_symlink()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["engine", "link"]
+
+
 def test_a_destination_that_is_no_path(tmp_path):
     assert "out: is a NoneType" in refused_build(tmp_path, checkpoint(), out=None)
 
