@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "rooms" / "tilewright"
 
 TREE.mkdir(parents=True, exist_ok=True)
-wanted = [ROOT / room for room in ("ir", "frontend", "passes", "codegen", "runtime")] + list((ROOT / "tilewright").glob("*.py"))
+wanted = [ROOT / room for room in ("ir", "frontend", "passes", "codegen", "runtime", "tilewright/inspect")] + list((ROOT / "tilewright").glob("*.py"))
 for link in TREE.iterdir():  # of files that are gone, or of a checkout that has moved
     if not link.exists() or link.resolve() not in wanted:
         link.unlink()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +43,20 @@ class EventLog:
     @property
     def is_exhausted(self) -> bool:
         return self.limit is not None and len(self.events) >= self.limit
+
+
+def read_records(text: str) -> tuple[list[Event], list[Miss]]:
+    """Back from JSON lines of `dataclasses.asdict`, as `NN-name.events.jsonl` has them."""
+    events: list[Event] = []
+    misses: list[Miss] = []
+    for line in text.splitlines():
+        record = {key: _as_tuple(value) for key, value in json.loads(line).items()}
+        if "number" in record:
+            events.append(Event(**record))
+        else:
+            misses.append(Miss(**record))
+    return events, misses
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
