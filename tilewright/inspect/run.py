@@ -99,7 +99,8 @@ class Run:
 
     def _read_passes(self) -> list[PassRecord]:
         found: dict[str, Status] = {}
-        for suffix, status in ((".ir", "changed"), (".same", "same"), (".FAILED.ir", "failed")):
+        suffixes: dict[str, Status] = {".ir": "changed", ".same": "same", ".FAILED.ir": "failed"}
+        for suffix, status in suffixes.items():
             for file in self.folder.glob(f"[0-9]*{suffix}"):
                 stem = file.name.removesuffix(suffix)
                 if stem != IMPORT and not stem.endswith(".FAILED"):
