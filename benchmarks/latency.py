@@ -9,6 +9,8 @@ import argparse
 import gc
 import statistics
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -37,8 +39,9 @@ def main() -> None:
     for shape in args.shapes:
         with open_scratch(args.scratch, shape) as scratch:
             model = write_checkpoint(shape, scratch / "model", layers=args.layers)
-            rows += ours(shape, model, args, limit)
-            rows += peers(shape, model, args, limit)
+            for row in chain(ours(shape, model, args, limit), peers(shape, model, args, limit)):
+                print(" | ".join(row), flush=True)  # a run that is cut short has shown what it measured
+                rows.append(row)
     notes = f"Prompts of {args.prompt} tokens, slope between {args.outputs[0]} and {args.outputs[1]} output tokens, median of {args.repeat}."
     notes += f" Read limit {limit / 1e12:.2f} TB/s." if limit else ""
     report("Decode at batch 1", notes, COLUMNS, rows, write=args.write)
@@ -68,34 +71,30 @@ def build(model: Path, quantize: str) -> Path:
     return out
 
 
-def ours(shape: str, model: Path, args: argparse.Namespace, limit: float | None) -> list[list[str]]:
-    rows = []
+def ours(shape: str, model: Path, args: argparse.Namespace, limit: float | None) -> Iterator[list[str]]:
     for quantize in args.quantize:
         llm = tw.LLM(build(model, quantize))
         reading = measure_latency(llm, prompt_len=args.prompt, outputs=tuple(args.outputs), repeat=args.repeat)
         what = "tilewright bf16" if quantize == "none" else f"tilewright bf16, {quantize} weights"
-        rows.append(make_row(shape, what, reading.ms_per_token, reading.spread_ms, bytes_per_token(llm.manifest), limit))
+        yield make_row(shape, what, reading.ms_per_token, reading.spread_ms, bytes_per_token(llm.manifest), limit)
         del llm
         release()
-    return rows
 
 
-def peers(shape: str, model: Path, args: argparse.Namespace, limit: float | None) -> list[list[str]]:
+def peers(shape: str, model: Path, args: argparse.Namespace, limit: float | None) -> Iterator[list[str]]:
     if not args.peers:
-        return []
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peer = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
     read = sum(p.numel() * p.element_size() for p in peer.parameters())
     if not peer.config.tie_word_embeddings:
         read -= peer.get_input_embeddings().weight.numel() * 2
-    rows = []
     for kind in args.peers:
         ms, spread = time_transformers(peer, args, static=kind == "compile")
         what = "transformers eager" if kind == "eager" else "transformers static cache + torch.compile"
-        rows.append(make_row(shape, what, ms, spread, read, limit))
+        yield make_row(shape, what, ms, spread, read, limit)
     del peer
     release()
-    return rows
 
 
 def time_transformers(model: torch.nn.Module, args: argparse.Namespace, *, static: bool) -> tuple[float, float]:

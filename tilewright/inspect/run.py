@@ -105,8 +105,8 @@ class Run:
                 stem = file.name.removesuffix(suffix)
                 if stem != IMPORT and not stem.endswith(".FAILED"):
                     found[stem] = status
-        parts = sorted((int(number), name, status) for stem, status in found.items() for number, _, name in [stem.partition("-")])
-        return [PassRecord(self, *part) for part in parts]
+        records = [PassRecord(self, int(stem.partition("-")[0]), stem.partition("-")[2], status) for stem, status in found.items()]
+        return sorted(records, key=lambda record: record.number)
 
 
 def load(path: str | Path) -> Run:
