@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +19,9 @@ class Event:
     related: tuple[tuple[str, str, str], ...] = ()  # (new name, function, old name): new = function(old)
     reason: str = ""
     modules: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()  # values that are new
+    erases: tuple[str, ...] = ()  # values that are gone
+    into: str = ""  # the value that readers of the anchor read from now on
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +44,3 @@ class EventLog:
     @property
     def is_exhausted(self) -> bool:
         return self.limit is not None and len(self.events) >= self.limit
-
-
-def read_records(text: str) -> tuple[list[Event], list[Miss]]:
-    """Back from JSON lines of `dataclasses.asdict`, as `NN-name.events.jsonl` has them."""
-    events: list[Event] = []
-    misses: list[Miss] = []
-    for line in text.splitlines():
-        record = {key: _as_tuple(value) for key, value in json.loads(line).items()}
-        if "number" in record:
-            events.append(Event(**record))
-        else:
-            misses.append(Miss(**record))
-    return events, misses
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

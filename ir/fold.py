@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from tilewright.ir.errors import ParseError
 from tilewright.ir.graph import Graph
@@ -20,15 +21,41 @@ NAME = re.compile(r"[%@][\w./<>{}+-]+")
 OPEN = re.compile(r"\s*repeat L in (\d+)\.\.(\d+)(?: step (\d+))? as ([\w.]+)(?: carry\(([^)]*)\))? \{")
 BEFORE = re.compile(r"\{L-(\d+)\}")  # a layer of the turn before
 YIELD = re.compile(r"\s*yield (.*)")
+_ATTR = "\0"  # ends a part whose number is an attribute, not a piece of a name
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive lines that define values of one layer: `<stem>.<index>.…`; stem is empty outside layers."""
+    """Consecutive lines that define values of one layer: `<stem>.<index>.…`; stem is empty outside layers.
+
+    Their text is `parts[0] numbers[0] parts[1] numbers[1] …`, where a number is a layer's: behind `<stem>.`, or behind `layer=` (_ATTR).
+    """
 
     stem: str
     index: int
     lines: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+    def relative(self, base: int, period: int) -> list[str]:
+        """The lines with layer indices written relative to `base`: {L}, {L+1}, and {L-1} for the turn before."""
+        pieces: list[str] = []
+        for part, number in zip(self.parts, self.numbers):
+            offset = number - base
+            pieces += (part, f"{self.stem}.", _placeholder(offset) if -period <= offset < period else str(number))
+        text = "".join(pieces) + self.parts[-1]
+        return text.replace(f"{_ATTR}{self.stem}.", "layer=").split("\n")
+
+    def is_same(self, other: Block, base: int, other_base: int, period: int) -> bool:
+        """Whether `relative` gives the same for both."""
+        if self.parts != other.parts:
+            return False
+        for number, twin in zip(self.numbers, other.numbers):
+            offset, twin_offset = number - base, twin - other_base
+            is_near, is_twin_near = -period <= offset < period, -period <= twin_offset < period
+            if is_near != is_twin_near or (offset != twin_offset if is_near else number != twin):
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +66,10 @@ class Run:
     turns: int
     body: tuple[str, ...]
     carry: tuple[tuple[str, str], ...]  # (value of the turn before as {L-k} name, initial value)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.period * self.turns
 
     def saved(self) -> int:
         return (self.turns - 1) * len(self.body)
@@ -60,7 +91,7 @@ def fold_lines(lines: list[str]) -> list[str]:
             at += 1
         else:
             folded += _print_run(run, blocks[at])
-            at += run.period * run.turns
+            at += run.num_blocks
     return folded
 
 
@@ -89,49 +120,63 @@ def _blocks(lines: list[str]) -> Iterator[Block]:
     stem, index, held = "", -1, []
     for line in lines:
         match = DEFINED.match(line)
-        here = (match.group(1), int(match.group(2))) if match and match.group(1) else ("", -1)
+        here = (match[1], int(match[2])) if match and match[1] else ("", -1)
         if here != (stem, index) and held:
-            yield Block(stem, index, tuple(held))
+            yield _block(stem, index, held)
             held = []
         stem, index = here
         held.append(line)
     if held:
-        yield Block(stem, index, tuple(held))
+        yield _block(stem, index, held)
+
+
+def _block(stem: str, index: int, lines: list[str]) -> Block:
+    if not stem:
+        return Block(stem, index, tuple(lines))
+    pieces = _numbers_of(stem).split("\n".join(lines).replace("layer=", f"{_ATTR}{stem}."))
+    return Block(stem, index, tuple(lines), tuple(pieces[::2]), tuple(map(int, pieces[1::2])))
+
+
+@cache
+def _numbers_of(stem: str) -> re.Pattern[str]:
+    return re.compile(re.escape(stem) + r"\.(\d+)\b")  # begins with what is plain text, which is searched for fast
 
 
 def _best_run(blocks: list[Block], at: int) -> Run | None:
-    runs = [run for period in range(1, MAX_PERIOD + 1) if (run := _run(blocks, at, period)) is not None]
-    return max(runs, key=lambda run: (run.saved(), -run.period), default=None)
+    best: Run | None = None
+    for period in range(1, MAX_PERIOD + 1):
+        if best is not None and 2 * period <= best.num_blocks:
+            continue  # it would repeat what `best` repeats, and end where that ends
+        run = _run(blocks, at, period)
+        if run is not None and (best is None or run.saved() > best.saved()):
+            best = run
+    return best
 
 
 def _run(blocks: list[Block], at: int, period: int) -> Run | None:
-    first = _turn(blocks, at, period, 0)
-    second = _turn(blocks, at, period, 1)
+    first, second = _turn(blocks, at, period, 0), _turn(blocks, at, period, 1)
     if first is None or second is None:
         return None
-    carry = _carried(first, second, blocks[at].index)
-    if carry is None or not _are_yielded(carry, second, period):
+    bases = (first[0].index, second[0].index)
+    body = _print_turn(second, period)
+    carry = _carried(_print_turn(first, period), body, bases[0])
+    if carry is None or not _are_yielded(carry, body, period):
         return None
     turns = 2
-    while _turn(blocks, at, period, turns) == second:
+    while (turn := _turn(blocks, at, period, turns)) is not None and all(a.is_same(b, turn[0].index, bases[1], period) for a, b in zip(turn, second)):
         turns += 1
-    return Run(period, turns, tuple(second), tuple(carry.items()))
+    return Run(period, turns, tuple(body), tuple(carry.items()))
 
 
-def _turn(blocks: list[Block], at: int, period: int, turn: int) -> list[str] | None:
-    """Lines of one turn with layer indices written relative to it: {L}, {L+1}, and {L-1} for the turn before."""
+def _turn(blocks: list[Block], at: int, period: int, turn: int) -> list[Block] | None:
     base = blocks[at].index + turn * period
     chosen = blocks[at + turn * period : at + (turn + 1) * period]
-    if len(chosen) < period or any(b.stem != blocks[at].stem or b.index != base + i for i, b in enumerate(chosen)):
-        return None
-    pattern = re.compile(rf"(?<![\w.])({re.escape(blocks[at].stem)}\.)(\d+)(?![\w])|(\blayer=)(\d+)\b")
+    is_whole = len(chosen) == period and all(b.stem == blocks[at].stem and b.index == base + i for i, b in enumerate(chosen))
+    return chosen if is_whole else None
 
-    def relative(match: re.Match[str]) -> str:
-        lead, number = (match[1], match[2]) if match[1] else (match[3], match[4])
-        offset = int(number) - base
-        return lead + _placeholder(offset) if -period <= offset < period else match[0]
 
-    return [pattern.sub(relative, line) for block in chosen for line in block.lines]
+def _print_turn(turn: list[Block], period: int) -> list[str]:
+    return [line for block in turn for line in block.relative(turn[0].index, period)]
 
 
 def _placeholder(offset: int) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import time
 import traceback
@@ -15,6 +13,7 @@ from tilewright.ir.errors import PassError, TilewrightError
 from tilewright.ir.events import Event, EventLog, Miss
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
+from tilewright.ir.records import print_records
 from tilewright.ir.verifier import verify
 from tilewright.passes.registry import Step, parse_pipeline, print_pipeline
 from tilewright.passes.rewriter import Rewriter
@@ -76,20 +75,22 @@ class PassManager:
         self.log.limit = self.limit
         graph.sort()
         verify(graph)
-        self._dump_ir("00-import.ir", graph)
+        text = self._dump_import(graph)
         if self.validator is not None:
             self.validator.start(graph)
         rows: list[PassRow] = []
         for number, step in enumerate(self.steps, 1):
-            rows.append(self._run_one(graph, number, step))
-            self.on_pass(rows[-1])
+            row, text = self._run_one(graph, number, step, text)
+            rows.append(row)
+            self.on_pass(row)
             if step.info.name == self.stop_after:
                 break
         return Report(print_pipeline(self.steps), tuple(rows))
 
-    def _run_one(self, graph: Graph, number: int, step: Step) -> PassRow:
+    def _run_one(self, graph: Graph, number: int, step: Step, before: str) -> tuple[PassRow, str]:
+        """The row, and the text of the graph after the pass (empty without `dump`, as `before` is)."""
         name = f"{number:02d}-{step.info.name}"
-        before, num_events, num_misses = fold_text(graph), len(self.log.events), len(self.log.misses)
+        num_events, num_misses = len(self.log.events), len(self.log.misses)
         num_ops, num_anchors = len(graph), len(graph.find(step.info.per_layer)) if step.info.per_layer else 0
         started = time.perf_counter()
         try:
@@ -105,23 +106,25 @@ class PassManager:
         events, misses = tuple(self.log.events[num_events:]), tuple(self.log.misses[num_misses:])
         warnings = _count_warnings(step, num_anchors, events, misses)
         row = PassRow(number, str(step), num_ops, len(graph), events, misses, time.perf_counter() - started, added, warnings)
-        self._dump_row(name, before, graph, row)
-        return row
+        return row, self._dump_row(name, before, graph, row)
 
     # -- dumps ------------------------------------------------------------------------------------------------------------------
-    def _dump_ir(self, name: str, graph: Graph) -> None:
-        if self.dump is not None:
-            self.dump.mkdir(parents=True, exist_ok=True)
-            _write(self.dump / name, fold_text(graph))
-
-    def _dump_row(self, name: str, before: str, graph: Graph, row: PassRow) -> None:
+    def _dump_import(self, graph: Graph) -> str:
         if self.dump is None:
-            return
+            return ""
+        text = fold_text(graph)
+        self.dump.mkdir(parents=True, exist_ok=True)
+        _write(self.dump / "00-import.ir", text)
+        return text
+
+    def _dump_row(self, name: str, before: str, graph: Graph, row: PassRow) -> str:
+        if self.dump is None:
+            return ""
         after = fold_text(graph)
-        _write(self.dump / f"{name}.{'same' if after == before else 'ir'}", "" if after == before else after)
         if row.events or row.misses:
-            records: list[Event | Miss] = [*row.events, *row.misses]
-            _write(self.dump / f"{name}.events.jsonl", "".join(json.dumps(dataclasses.asdict(r), sort_keys=True) + "\n" for r in records))
+            _write(self.dump / f"{name}.events.jsonl", print_records(row.events, row.misses))
+        _write(self.dump / f"{name}.{'same' if after == before else 'ir'}", "" if after == before else after)
+        return after
 
     def _dump_crash(self, name: str, before: str, step: Step, failure: Exception) -> None:
         if self.dump is None:

@@ -53,8 +53,8 @@ class Rewriter:
         assert old.producer is not None
         if new.type != old.type:
             raise PassError(f"{self.pass_name} at {old.display}", f"{old!r} cannot be forwarded to {new!r}", "their types differ")
-        with self.change(old, [old.producer], rule=rule, reason=reason):
-            self.graph.replace_uses(old, new)
+        with self.change(old, [old.producer], rule=rule, reason=reason) as change:
+            change.forward(old, new)
 
     def erase(self, op: Op, *, rule: str = "", reason: str = "") -> None:
         with self.change(op.results[0], [op], rule=rule, reason=reason):
@@ -80,6 +80,8 @@ class Change:
         self._added: list[Op] = []
         self._kept: list[str] = []
         self._related: list[tuple[str, str, str]] = []
+        self._spares: set[Value] = set()  # values whose name another one took over
+        self._into = ""
 
     def emit(
         self, op: str | OpDef, operands: Sequence[Value | None], attrs: Mapping[str, Attr] | None = None, *, name: str = "", loc: Loc | None = None
@@ -93,7 +95,13 @@ class Change:
 
     def take_over(self, new: Value, old: Value) -> None:
         self._kept.append(old.name)
+        self._spares.add(old)
         self._graph.take_name(new, old)
+
+    def forward(self, old: Value, new: Value) -> None:
+        """Readers of `old` read `new`, which is the same tensor under a name of its own."""
+        self._into = new.name
+        self._graph.replace_uses(old, new)
 
     def relate(self, new: Value, function: str, old: Value) -> None:
         """Says that new = function(old): another tensor, made of the old one."""
@@ -106,17 +114,19 @@ class Change:
         if error is not None:
             return
         gone = self._erase_unused()
+        made = tuple(v.name for op in self._added for v in op.results if v.name not in self._kept)
+        erased = tuple(v.name for op in gone for v in op.results if v not in self._spares)
         log = self._rewriter.log
         log.events.append(
             Event(
                 number=len(log.events) + 1, pass_name=self._rewriter.pass_name, rule=self._rule, anchor=self._anchor_name,
-                removed=tuple(gone), added=tuple(op.name for op in self._added), keeps=tuple(self._kept), related=tuple(self._related),
-                reason=self._reason, modules=self._loc.modules,
+                removed=tuple(op.name for op in gone), added=tuple(op.name for op in self._added), keeps=tuple(self._kept),
+                related=tuple(self._related), reason=self._reason, modules=self._loc.modules, makes=made, erases=erased, into=self._into,
             )
         )  # fmt: skip
 
-    def _erase_unused(self) -> list[str]:
-        gone: list[str] = []
+    def _erase_unused(self) -> list[Op]:
+        gone: list[Op] = []
         waiting = list(dict.fromkeys(self._removed))
         progress = True
         while progress:
@@ -125,7 +135,7 @@ class Change:
                 if not any(v.users or v in self._graph.outputs for v in op.results):
                     self._graph.erase(op)
                     waiting.remove(op)
-                    gone.append(op.name)
+                    gone.append(op)
                     progress = True
         if not gone and not self._added and not self._kept:
             raise PassError(f"{self._rewriter.pass_name} at %{self._anchor_name}", "the rewrite changed nothing", "return the reason instead")

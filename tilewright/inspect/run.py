@@ -9,11 +9,12 @@ from typing import Literal
 
 from tilewright.engine import Engine
 from tilewright.ir.errors import EngineError, ParseError
-from tilewright.ir.events import Event, Miss, read_records
+from tilewright.ir.events import Event, Miss
 from tilewright.ir.graph import Graph
 from tilewright.ir.manifest import MANIFEST_FILE
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
+from tilewright.ir.records import read_records
 from tilewright.passes.registry import load_passes
 
 Status = Literal["changed", "same", "failed"]
