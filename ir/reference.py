@@ -161,7 +161,7 @@ def _mean(x: Tensor, *, axis: int, keepdim: bool) -> Tensor:
 
 @reference("sum")
 def _sum(x: Tensor, *, axis: int, keepdim: bool) -> Tensor:
-    return x.sum(axis, keepdim=keepdim)
+    return x.sum(axis, keepdim=keepdim, dtype=x.dtype)
 
 
 @reference("max")

@@ -34,6 +34,7 @@ CASES: list[tuple[str, list[tuple[str, tuple[int | str, ...]]], dict]] = [
     ("iota", [], {"size": 9}),
     ("full", [], {"shape": (2, 3), "value": 0.5, "dtype": "f16"}),
     *[(name, [X], {"axis": -1, "keepdim": keep}) for name in ("mean", "sum", "max") for keep in (True, False)],
+    ("sum", [("i32", ("T", 24))], {}),
     ("softmax", [X], {}),
     ("embedding", [("f16", (13, 24)), ("i32", ("T",))], {}),
     ("gather_rows", [X, ("i32", ("S",))], {}),
