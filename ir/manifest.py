@@ -204,10 +204,10 @@ class Manifest:
         if schema != SCHEMA:
             remedy = f"rebuild it with: tilewright build MODEL {directory}"
             raise EngineError(f"engine {directory}", f"has schema {schema!r}, this version reads schema {SCHEMA}", remedy)
-        return _decode(Manifest, data, f"engine {directory}: {MANIFEST_FILE}")
+        return decode(Manifest, data, f"engine {directory}: {MANIFEST_FILE}")
 
 
-def _decode(kind: Any, data: Any, where: str) -> Any:
+def decode(kind: Any, data: Any, where: str) -> Any:
     """Rebuilds a value of annotation `kind` from plain JSON, refusing unknown, missing and mistyped fields by path."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _decode_dataclass(kind, data, where)
@@ -215,12 +215,12 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if origin is tuple:
         _require(isinstance(data, list), where, data, "a list")
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+            return tuple(decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
         _require(len(data) == len(args), where, data, f"{len(args)} items")
-        return tuple(_decode(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, data)))
+        return tuple(decode(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, data)))
     if origin is dict:
         _require(isinstance(data, dict), where, data, "an object")
-        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in data.items()}
+        return {key: decode(args[1], item, f"{where}.{key}") for key, item in data.items()}
     if origin is Literal:
         _require(data in args, where, data, " or ".join(map(repr, args)))
         return data
@@ -242,7 +242,7 @@ def _decode_dataclass(kind: type, data: Any, where: str) -> Any:
         has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         if name not in data and not has_default:
             raise EngineError(where, f"field {name!r} is missing", "rebuild the engine")
-    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in data.items()})
+    return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in data.items()})
 
 
 def _is_plain(kind: Any, data: Any) -> bool:
