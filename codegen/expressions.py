@@ -28,15 +28,16 @@ POINTERS = {"f64": "*fp64", "f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "i6
 _TRITON_UNARY: dict[str, str] = {
     "neg": "-{x}", "abs": "tl.abs({x})", "exp": "tl.exp({x})", "sqrt": "tl.sqrt({x})", "rsqrt": "tl.rsqrt({x})", "cos": "tl.cos({x})",
     "sin": "tl.sin({x})", "tanh": "2.0 * tl.sigmoid(2.0 * {x}) - 1.0", "sigmoid": "tl.sigmoid({x})", "erf": "tl.erf({x})",
-    "relu": "tl.maximum({x}, 0.0)", "silu": "{x} * tl.sigmoid({x})",
+    "relu": "tl.maximum({x}, 0.0)", "silu": "{x} * tl.sigmoid({x})", "log": "tl.log({x})", "floor": "tl.floor({x})",
+    "round": "tl.where(tl.abs({x}) < 4194304.0, ({x} + 12582912.0) - 12582912.0, {x})",  # an f32 of that size has no room for halves
     "gelu": f"0.5 * {{x}} * (1.0 + tl.erf({{x}} * {math.sqrt(0.5)!r}))",
     "gelu_tanh": f"{{x}} * tl.sigmoid({2 * math.sqrt(2 / math.pi)!r} * ({{x}} + 0.044715 * {{x}} * {{x}} * {{x}}))",
 }  # fmt: skip
 _TORCH_UNARY: dict[str, str] = {
-    "neg": "-{x}", **{n: f"torch.{n}({{x}})" for n in ("abs", "exp", "sqrt", "rsqrt", "cos", "sin", "tanh", "sigmoid", "erf", "relu")},
+    "neg": "-{x}", **{n: f"torch.{n}({{x}})" for n in ("abs", "exp", "sqrt", "rsqrt", "cos", "sin", "tanh", "sigmoid", "erf", "relu", "log", "floor", "round")},
     "silu": "F.silu({x})", "gelu": "F.gelu({x})", "gelu_tanh": 'F.gelu({x}, approximate="tanh")',
 }  # fmt: skip
-_INFIX = {"add": "{x} + {y}", "sub": "{x} - {y}", "mul": "{x} * {y}", "div": "{x} / {y}"}
+_INFIX = {"add": "{x} + {y}", "sub": "{x} - {y}", "mul": "{x} * {y}", "div": "{x} / {y}", "less": "{x} < {y}", "equal": "{x} == {y}"}
 _TRITON_BINARY = {**_INFIX, "maximum": "tl.maximum({x}, {y})", "minimum": "tl.minimum({x}, {y})"}
 _TORCH_BINARY = {**_INFIX, "maximum": "torch.maximum({x}, {y})", "minimum": "torch.minimum({x}, {y})"}
 _TORCH_LIMIT = {"maximum": "{x}.clamp(min={y})", "minimum": "{x}.clamp(max={y})"}  # the other side is a number
@@ -65,7 +66,7 @@ def literal(number: Attr) -> str:
 
 
 def is_pointwise(op: str) -> bool:
-    return op in _TRITON_BINARY or op in _TRITON_UNARY or op in ("cast", "pow") or op in _OWN
+    return op in _TRITON_BINARY or op in _TRITON_UNARY or op in ("cast", "pow", "where") or op in _OWN
 
 
 def triton_activation(name: str, x: str) -> str:
@@ -83,6 +84,8 @@ def triton_pointwise(op: str, operands: Sequence[str], attrs: Attrs, types: Sequ
         return _fill(_OWN[op][0], operands, attrs)
     if op == "cast":
         return triton_round(operands[0], types[0].dtype, types[-1].dtype)
+    if op == "where":
+        return "tl.where({}, {}, {})".format(*operands)
     if op == "pow":
         return _triton_power(operands[0], float(attrs["exponent"]))  # type: ignore[arg-type]
     if op in _TRITON_BINARY:
@@ -106,6 +109,8 @@ def torch_pointwise(op: str, operands: Sequence[str], attrs: Attrs, types: Seque
         return _fill(_OWN[op][1], operands, attrs)
     if op == "cast":
         return f"{operands[0]}.to({TORCH_DTYPES[str(attrs['dtype'])]})"
+    if op == "where":
+        return "torch.where({}, {}, {})".format(*operands)
     if op == "pow":
         return f"torch.pow({operands[0]}, {literal(attrs['exponent'])})"
     if op not in _TORCH_BINARY:
@@ -114,7 +119,7 @@ def torch_pointwise(op: str, operands: Sequence[str], attrs: Attrs, types: Seque
     if len(operands) == 1 and op in _TORCH_LIMIT:
         return _TORCH_LIMIT[op].format(x=x, y=y)
     text = _TORCH_BINARY[op].format(x=x, y=y)
-    keeps_dtype = types[-1].dtype in FLOATS or (op != "div" and not isinstance(attrs.get("scalar"), float))
+    keeps_dtype = types[-1].dtype in FLOATS or op in ("less", "equal") or (op != "div" and not isinstance(attrs.get("scalar"), float))
     return text if keeps_dtype else f"({text}).to({TORCH_DTYPES[types[-1].dtype]})"
 
 

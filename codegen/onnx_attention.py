@@ -8,6 +8,7 @@ import torch
 
 from tilewright.codegen.onnx_nodes import exports
 from tilewright.ir.graph import Op, Value
+from tilewright.ir.reference import QuantizedTensor
 
 if TYPE_CHECKING:
     from tilewright.codegen.onnx_body import Body
@@ -85,6 +86,8 @@ def repeats_pairs(e: Emitter, value: Value, layout: str) -> bool:
     """Whether both elements of each pair that turns together are equal along the last axis: known from the numbers, or from how they are made."""
     if value.is_const:
         table = e.constant_tensor(value)
+        if isinstance(table, QuantizedTensor):
+            return False
         pairs = table.chunk(2, -1) if layout == "half" else (table[..., ::2], table[..., 1::2])
         return torch.equal(*pairs)
     op = value.producer

@@ -31,10 +31,10 @@ def exports(*ops: str) -> Callable[[Rule], Rule]:
 
 
 # -- pointwise ------------------------------------------------------------------------------------------------------------------
-BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
+BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min", "less": "Less", "equal": "Equal"}
 UNARY = {
     "neg": "Neg", "abs": "Abs", "exp": "Exp", "sqrt": "Sqrt", "cos": "Cos", "sin": "Sin", "tanh": "Tanh", "sigmoid": "Sigmoid", "erf": "Erf",
-    "relu": "Relu",
+    "relu": "Relu", "log": "Log", "floor": "Floor", "round": "Round",
 }  # fmt: skip
 
 
@@ -47,7 +47,12 @@ def _binary(e: Emitter, op: Op, x: str, y: str = "") -> str:
     if is_widened:  # computed as a float, then cut off
         x = e.cast(x, "f32")
     result = e.body.node(BINARY[op.name], *((y, x) if op.attrs.get("reverse") else (x, y)))
-    return e.cast(result, dtype) if is_widened else result
+    return e.cast(result, dtype) if is_widened and op.result.type.dtype == dtype else result
+
+
+@exports("where")
+def _where(e: Emitter, op: Op, condition: str, x: str, y: str) -> str:
+    return e.body.node("Where", condition, x, y)
 
 
 @exports(*UNARY)

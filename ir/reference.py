@@ -83,9 +83,25 @@ _binary("div", lambda x, y: x / y)
 _binary("maximum", lambda x, y: torch.maximum(x, torch.as_tensor(y, dtype=x.dtype)))
 _binary("minimum", lambda x, y: torch.minimum(x, torch.as_tensor(y, dtype=x.dtype)))
 
+
+@reference("less")
+def _less(x: Tensor, y: Tensor | None = None, *, scalar: float | None = None) -> Tensor:
+    return x < (scalar if y is None else y)
+
+
+@reference("equal")
+def _equal(x: Tensor, y: Tensor | None = None, *, scalar: float | None = None) -> Tensor:
+    return torch.eq(x, scalar if y is None else y)  # type: ignore[arg-type]  # one of the two is given
+
+
+@reference("where")
+def _where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(condition, x, y)
+
+
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": torch.neg, "abs": torch.abs, "exp": torch.exp, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "cos": torch.cos, "sin": torch.sin,
-    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf, "relu": torch.relu, "silu": F.silu,
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf, "relu": torch.relu, "silu": F.silu, "log": torch.log, "floor": torch.floor, "round": torch.round,
 }  # fmt: skip
 for _name, _function in _UNARY.items():
     reference(_name)(_function)
@@ -246,6 +262,11 @@ def _quantize(weight: Tensor, *, dtype: str, scale: str) -> QuantizedTensor:
     scales = (wide.abs().amax(1) / 127).to(TORCH_DTYPES[scale])
     safe = torch.where(scales > 0, scales, torch.ones_like(scales)).float()
     return QuantizedTensor((wide / safe[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
+
+
+@reference("encode")
+def _encode(data: Tensor, scale: Tensor) -> QuantizedTensor:
+    return QuantizedTensor(data, scale)
 
 
 @reference("attention")

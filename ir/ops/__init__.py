@@ -1,5 +1,5 @@
 """The ops, each declared once. Importing this package declares them all."""
 
-from tilewright.ir.ops import core, paged, semantic
+from tilewright.ir.ops import conditions, core, paged, semantic
 
-__all__ = ["core", "paged", "semantic"]
+__all__ = ["conditions", "core", "paged", "semantic"]

@@ -89,6 +89,12 @@ def exp(x: T) -> T:
 
 
 @op(pointwise=True)
+def log(x: T) -> T:
+    """Natural logarithm"""
+    return _float("log", x)
+
+
+@op(pointwise=True)
 def sqrt(x: T) -> T:
     """x ** 0.5"""
     return _float("sqrt", x)

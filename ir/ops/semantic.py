@@ -102,3 +102,12 @@ def quantize(weight: T, *, dtype: str = "i8", scale: str = "f32") -> T:
     if weight.rank != 2 or dtype != "i8":
         raise GraphError("quantize", f"weight {weight} to {dtype}", "weights are [N, K], dtype is i8")
     return T(dtype, weight.shape, Encoding(scale=scale))
+
+
+@op("core")
+def encode(data: T, scale: T) -> T:
+    """data * scale[:, None], kept as the integers that it is: data i8[N, K], scale [N]. For weights that come quantized."""
+    check_float("encode", scale)
+    if data.dtype != "i8" or data.rank != 2 or scale.shape != data.shape[:1]:
+        raise GraphError("encode", f"data {data} with scale {scale}", "data is i8[N, K], scale [N]")
+    return T(data.dtype, data.shape, Encoding(scale=scale.dtype))

@@ -13,14 +13,14 @@ from tilewright.ir.reference import REFERENCES
 from tilewright.ir.types import TensorType
 
 ATTRS = {"pow": {"exponent": 2.5}, "cast": {"dtype": "f16"}, "gelu": {"approximate": "tanh"}}
-BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "less", "equal")
 POINTWISE = sorted(name for name, definition in OPS.items() if definition.pointwise)
 
 
 @pytest.mark.parametrize("name", POINTWISE)
 def test_torch_text_is_the_reference(name):
     x, y = (torch.rand(5, 7, generator=torch.Generator().manual_seed(seed)) + 0.25 for seed in (11, 12))
-    operands = {"x": x, "y": y} if name in BINARY else {"x": x}
+    operands = {"x": x, "y": y} if name in BINARY else {"c": x < y, "x": x, "y": y} if name == "where" else {"x": x}
     attrs = OPS[name].complete(ATTRS.get(name, {}))
     types = [TensorType("f32", (5, 7))] * len(operands) + [TensorType(str(attrs.get("dtype", "f32")), (5, 7))]
     text = torch_pointwise(name, list(operands), attrs, types)
@@ -33,7 +33,7 @@ def test_torch_text_is_the_reference(name):
 def test_torch_text_with_a_number_is_the_reference(name, reverse):
     if reverse and "reverse" not in OPS[name].attrs:
         return
-    x = torch.tensor([[-2, 3, 7]], dtype=torch.int32)
+    x = torch.tensor([[-2, 2, 7]], dtype=torch.int32)
     attrs = OPS[name].complete({"scalar": 2, **({"reverse": True} if reverse else {})})
     text = torch_pointwise(name, ["x"], attrs, [TensorType("i32", (1, 3))] * 2)
     assert torch.equal(eval(text, {"torch": torch}, {"x": x}), REFERENCES[name](x, **attrs))
@@ -43,7 +43,8 @@ def test_every_pointwise_op_has_both_texts():
     for name in POINTWISE:
         assert is_pointwise(name), name
         types = [TensorType("f32", (3,))] * 2
-        assert "x" in triton_pointwise(name, ["x"], OPS[name].complete({**ATTRS.get(name, {}), **({"scalar": 2.0} if name in BINARY else {})}), types)
+        operands = ["x", "x", "x"] if name == "where" else ["x"]
+        assert "x" in triton_pointwise(name, operands, OPS[name].complete({**ATTRS.get(name, {}), **({"scalar": 2.0} if name in BINARY else {})}), types)
 
 
 def test_an_op_outside_the_table_is_named():
