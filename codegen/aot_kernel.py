@@ -38,13 +38,14 @@ class Compiled:
     binary: Binary  # its file is kernels/<kernel name>.<architecture>.cubin
 
 
-def compile_kernel(kernel: Kernel, source: str, arch: str, modules: tuple[str, ...] = ()) -> Compiled:
+def compile_kernel(kernel: Kernel, source: str, arch: str, modules: tuple[str, ...] = (), *, line_info: bool = False) -> Compiled:
     """Raises CodegenError when Triton refuses the source, or when the block would not fit the architecture's shared memory.
 
-    Pointers are compiled as 16-byte aligned, which the runtime guarantees; integers are assumed to be nothing.
+    Pointers are compiled as 16-byte aligned, which the runtime guarantees; integers are assumed to be nothing. line_info puts the lines of
+    the source into the cubin, for tools that show both; the instructions are the same.
     """
     _require_arch(kernel, arch)
-    compiled = _run_triton(kernel, source, arch, modules)
+    compiled = _run_triton(kernel, source, arch, modules, line_info)
     limit, shared = SHARED_LIMITS[arch], compiled.metadata.shared
     if shared > limit:
         remedy = f"use smaller tiles or fewer stages than {kernel.num_stages} (constants {kernel.constants})"
@@ -73,7 +74,17 @@ def _where(kernel: Kernel, arch: str, modules: tuple[str, ...]) -> str:
     return f"kernel {kernel.name}{of} for {arch}"
 
 
-def _run_triton(kernel: Kernel, source: str, arch: str, modules: tuple[str, ...]) -> Any:
+def triton_options(kernel: Kernel, capability: int) -> dict[str, Any]:
+    """capability: 90 for sm_90."""
+    return {
+        "num_warps": kernel.num_warps,
+        "num_stages": kernel.num_stages,
+        "enable_fp_fusion": True,  # Triton's default changes in 3.10
+        "launch_pdl": kernel.dependent_launch and capability >= 90,
+    }
+
+
+def _run_triton(kernel: Kernel, source: str, arch: str, modules: tuple[str, ...], line_info: bool) -> Any:
     from triton import __version__, knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -82,17 +93,12 @@ def _run_triton(kernel: Kernel, source: str, arch: str, modules: tuple[str, ...]
     signature = _make_signature(kernel, function.arg_names)
     aligned = {(i,): [["tt.divisibility", 16]] for i, type_name in enumerate(signature.values()) if type_name.startswith("*")}
     capability = int(arch.removeprefix("sm_"))
-    options = {
-        "num_warps": kernel.num_warps,
-        "num_stages": kernel.num_stages,
-        "enable_fp_fusion": True,  # Triton's default changes in 3.10
-        "launch_pdl": kernel.dependent_launch and capability >= 90,
-    }
     with _COMPILING, tempfile.TemporaryDirectory() as scratch, knobs.cache.scope(), knobs.compilation.scope():
         knobs.cache.dir = scratch  # our own cache knows better when an entry is good
-        knobs.compilation.disable_line_info = True  # it would put the path into the cubin
+        knobs.compilation.disable_line_info = not line_info  # lines would make cubins of equal kernels differ
         try:
-            return compile(ASTSource(function, signature, kernel.constants, aligned), GPUTarget("cuda", capability, 32), options)
+            target = GPUTarget("cuda", capability, 32)
+            return compile(ASTSource(function, signature, kernel.constants, aligned), target, triton_options(kernel, capability))
         except Exception as error:  # CompilationError, PTXASError, RuntimeError from MLIR passes, AssertionError: all mean the same here
             problem = f"Triton {__version__} refuses it: {type(error).__name__}: {str(error).strip()[-2000:]}"
             raise CodegenError(_where(kernel, arch, modules), problem, f"see {kernel.file}") from error

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tilewright import cli_kernel, cli_read
 from tilewright.ir.errors import TilewrightError
 
 commands = typer.Typer(
@@ -155,12 +156,13 @@ def show(
     what: Annotated[Path, typer.Argument(metavar="ENGINE_OR_IR", help="an engine directory or an .ir file")],
     stage: Annotated[str | None, typer.Argument(metavar="PASS", help="graph after that pass (default: the last), `kernels` or `passes`")] = None,
     layer: Annotated[int | None, typer.Option(help="only ops of this layer")] = None,
+    op: Annotated[str | None, typer.Option(metavar="GLOB", help="only ops of this name, as in rms_norm or write_*")] = None,
     flat: Annotated[bool, typer.Option("--flat", help="every layer, not folded")] = False,
 ) -> None:
     """Print the graph at any stage (equal layers folded), the passes, or the kernels of an engine."""
     from tilewright.show import print_text, render
 
-    print_text(render(what, stage, layer=layer, flat=flat))
+    print_text(render(what, stage, layer=layer, op=op, flat=flat))
 
 
 @commands.command()
@@ -270,3 +272,7 @@ def check_bench(flag: str, lens: tuple[int, ...], limit: str, allowed: int) -> N
         raise TilewrightError("bench", f"{flag} is {shown}, this engine has {limit}={allowed}", f"pass at most {allowed}")
     if min(lens) < 1 or list(lens) != sorted(lens):
         raise TilewrightError("bench", f"{flag} is {shown}", "pass whole numbers of at least 1, the smaller one first")
+
+
+cli_kernel.register(commands)
+cli_read.register(commands)

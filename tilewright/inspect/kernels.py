@@ -1,0 +1,197 @@
+"""One kernel of an engine, from its source to its machine code: who launches it, what it takes of the machine, and what looks slow in it.
+
+Reads the cubin with Triton's bundled tools, so that no GPU is needed. Knows nothing of passes.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tilewright.engine import Engine
+from tilewright.ir.errors import CodegenError, EngineError
+from tilewright.ir.manifest import Binary, Kernel, Launch
+from tilewright.ir.opdef import suggest
+
+_LOCATION = re.compile(r'//## File "([^"]+)", line (\d+)')
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(.*?);")
+_GLOBAL_LOAD = re.compile(r"\bLDG\.\S+")
+_WRITES_SHARED = re.compile(r"\bSTS\b")
+_TOUCHES_LOCAL = re.compile(r"\b(STL|LDL)\b")
+_REDUCES = re.compile(r"tl\.(sum|max|min|reduce)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    text: str  # as nvdisasm prints it, without address
+    line: int  # of the kernel's source; 0: none, as for padding
+
+
+@dataclass(frozen=True, slots=True)
+class Lint:
+    """Something in the machine code that often costs time."""
+
+    line: int
+    problem: str
+
+
+class KernelView:
+    """A kernel of an engine, compiled for `arch` (its target by default)."""
+
+    def __init__(self, engine: Engine, kernel: Kernel, arch: str | None = None) -> None:
+        self.engine, self.kernel = engine, kernel
+        self.arch = arch or engine.manifest.target
+
+    @staticmethod
+    def find(engine: Engine, name: str, arch: str | None = None) -> KernelView:
+        """By name, or by a beginning of it that only one kernel has. Raises EngineError."""
+        kernels = {kernel.name: kernel for kernel in engine.manifest.kernels}
+        fitting = [name] if name in kernels else [known for known in kernels if known.startswith(name)]
+        if len(fitting) == 1:
+            return KernelView(engine, kernels[fitting[0]], arch)
+        problem = f"no kernel {name!r}" if not fitting else f"{name!r} begins the names of {len(fitting)} kernels"
+        raise EngineError(f"engine {engine.path}", problem, ", ".join(fitting) or suggest(name, kernels))
+
+    @cached_property
+    def source(self) -> str:
+        return (self.engine.path / self.kernel.file).read_text(encoding="utf-8")
+
+    @property
+    def launches(self) -> dict[str, list[Launch]]:
+        """By program."""
+        found = {p.name: [launch for launch in p.launches if launch.kernel == self.kernel.name] for p in self.engine.manifest.programs}
+        return {name: launches for name, launches in found.items() if launches}
+
+    @property
+    def modules(self) -> list[str]:
+        """HF module paths of all launches, in order."""
+        return list(dict.fromkeys(m for launches in self.launches.values() for launch in launches for m in launch.modules))
+
+    @property
+    def binary(self) -> Binary:
+        """Raises EngineError where the engine holds none for the architecture."""
+        if self.arch not in self.kernel.binaries:
+            held = ", ".join(self.kernel.binaries) or "none, its kernels are torch code"
+            raise EngineError(f"kernel {self.kernel.name}", f"is not compiled for {self.arch}", f"the engine holds: {held}")
+        return self.kernel.binaries[self.arch]
+
+    @cached_property
+    def ptx(self) -> str:
+        """Compiled again from the source, which gives the same instructions."""
+        from tilewright.codegen.aot_kernel import compile_kernel
+
+        return compile_kernel(*self._to_compile()).ptx
+
+    @cached_property
+    def instructions(self) -> list[Instruction]:
+        """The machine code. Lines come from a second compilation with line info, whose instructions are those that the engine holds.
+
+        Raises EngineError where they are not: then another Triton compiled the engine.
+        """
+        held = read_sass((self.engine.path / self.binary.file).read_bytes())
+        from tilewright.codegen.line_info import compile_with_lines
+
+        with_lines = read_sass(compile_with_lines(*self._to_compile()), Path(f"<triton {self.kernel.name}>"))
+        if [i.text for i in held] != [i.text for i in with_lines]:
+            raise EngineError(f"kernel {self.kernel.name}", "this Triton compiles it to other instructions than the engine holds", "build it again")
+        return with_lines
+
+    def lints(self) -> list[Lint]:
+        spilled = self.binary.stack_bytes
+        found = [Lint(0, f"keeps {spilled} bytes of each thread in local memory")] if spilled else []
+        return found + lint(self.source, self.instructions)
+
+    def _to_compile(self) -> tuple[Kernel, str, str, tuple[str, ...]]:
+        if self.kernel.language != "triton":
+            raise EngineError(f"kernel {self.kernel.name}", "is torch code: there is nothing compiled", "build for a GPU target, such as sm_90")
+        return self.kernel, self.source, self.arch, tuple(self.modules)
+
+    def __str__(self) -> str:
+        return self.source
+
+
+def read_sass(cubin: bytes, source: Path | None = None) -> list[Instruction]:
+    """nvdisasm's instructions; with `source`, each with the line of that file that it was made for, through what was inlined."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [knobs.nvidia.nvdisasm.path, "-c", *(["-gi"] if source else []), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CodegenError("nvdisasm", f"cannot read the cubin: {done.stderr.strip():.200}")
+    found: list[Instruction] = []
+    line = 0
+    for text in done.stdout.splitlines():
+        if location := _LOCATION.search(text):
+            line = int(location[2]) if source and location[1] == str(source) else line
+        elif instruction := _INSTRUCTION.search(text):
+            found.append(Instruction(instruction[1].strip(), 0 if instruction[1].startswith("NOP") else line))
+    return found
+
+
+def lint(source: str, instructions: list[Instruction]) -> list[Lint]:
+    """By line of source. What feeds tensor cores goes through shared memory by design, so that is said of other kernels only."""
+    code: dict[int, list[str]] = {}
+    for instruction in instructions:
+        code.setdefault(instruction.line, []).append(instruction.text)
+    lines = source.splitlines()
+    has_dot = "tl.dot(" in source
+    return [Lint(n, problem) for n in sorted(code) if n for problem in _lint_line(lines[n - 1], code[n], has_dot=has_dot)]
+
+
+def _lint_line(source: str, code: list[str], *, has_dot: bool) -> list[str]:
+    loads = [match[0] for text in code if (match := _GLOBAL_LOAD.search(text))]
+    narrow = [load for load in loads if not load.endswith((".64", ".128"))]
+    found = []
+    if len(narrow) > 1:
+        found.append(f"{len(narrow)} loads of 4 bytes or less ({narrow[0]}): addresses that are not known to be neighbours")
+    if not has_dot and any(_WRITES_SHARED.search(text) for text in code) and not _REDUCES.search(source):
+        found.append("moves a tile through shared memory: its operands lie in other threads than its result")
+    if any(_TOUCHES_LOCAL.search(text) for text in code):
+        found.append("keeps values in local memory")
+    return found
+
+
+# -- text -----------------------------------------------------------------------------------------------------------------------
+def print_kernel(view: KernelView) -> str:
+    """What a person wants to know first."""
+    kernel = view.kernel
+    uses = ", ".join(f"{name} x{len(launches)}" for name, launches in view.launches.items())
+    lines = [f"kernel {kernel.name}: {kernel.language}, launched in {uses or 'no program'}"]
+    lines += [f"  modules   {', '.join(view.modules)}"]
+    lines += [f"  cut       {reason}" for reason in dict.fromkeys(launch.reason for all_ in view.launches.values() for launch in all_) if reason]
+    if kernel.language == "triton":
+        b, constants = view.binary, ", ".join(f"{name}={value}" for name, value in kernel.constants.items())
+        lines.append(f"  tile      {constants}; {kernel.num_warps} warps, {kernel.num_stages} stages")
+        lines.append(f"  {view.arch}     {b.num_registers} registers, {b.stack_bytes} bytes of stack, {b.shared_bytes} bytes of shared memory")
+        lines += _print_lints(view)
+    return "\n".join([*lines, "", view.source.rstrip()]) + "\n"
+
+
+def _print_lints(view: KernelView) -> list[str]:
+    source = view.source.splitlines()
+    lints = view.lints()
+    if not lints:
+        return ["  nothing in its machine code looks slow"]
+    return [f"  line {found.line:<4} {found.problem}\n            {source[found.line - 1].strip()}" for found in lints if found.line] + [
+        f"  {found.problem}" for found in lints if not found.line
+    ]
+
+
+def print_sass(view: KernelView) -> str:
+    """The machine code under the lines of source that it was made for, in the order of the code."""
+    source = view.source.splitlines()
+    lines: list[str] = []
+    last = -1
+    for instruction in view.instructions:
+        if instruction.line != last:
+            last = instruction.line
+            lines.append(f"{last:4d}  {source[last - 1].strip()}" if last else "      (no line)")
+        lines.append(f"          {instruction.text}")
+    return "\n".join(lines) + "\n"
