@@ -62,13 +62,17 @@ class ProgramBinder:
 
     def bind(self, program: Program, dims: StepDims, step: dict[str, torch.Tensor]) -> BoundProgram:
         """Buffers are narrowed to dims; `step` holds the step tensors at that size."""
-        buffers = {buffer.name: self._view_buffer(program, buffer, dims) for buffer in program.buffers}
+        buffers = self.view_buffers(program, dims)
         sizes = dims.as_dict()
         launches = []
         for launch in program.launches:
             args = [self._resolve(arg, buffers, step, sizes) for arg in launch.args]
             launches.append(self._engine.kernels[launch.kernel].bind(grid_of(launch, sizes), args))
         return BoundProgram(program, launches, buffers[program.logits], step)
+
+    def view_buffers(self, program: Program, dims: StepDims) -> dict[str, torch.Tensor]:
+        """Where a program bound to dims reads and writes its activations. Their bytes are shared by those that are not alive together."""
+        return {buffer.name: self._view_buffer(program, buffer, dims) for buffer in program.buffers}
 
     def _view_buffer(self, program: Program, buffer: Buffer, dims: StepDims) -> torch.Tensor:
         dtype = TORCH_DTYPES[buffer.dtype]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tilewright import cli_kernel, cli_read
+from tilewright import cli_check, cli_kernel, cli_read
 from tilewright.ir.errors import TilewrightError
 
 commands = typer.Typer(
@@ -274,5 +274,6 @@ def check_bench(flag: str, lens: tuple[int, ...], limit: str, allowed: int) -> N
         raise TilewrightError("bench", f"{flag} is {shown}", "pass whole numbers of at least 1, the smaller one first")
 
 
+cli_check.register(commands)
 cli_kernel.register(commands)
 cli_read.register(commands)

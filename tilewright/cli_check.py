@@ -1,0 +1,48 @@
+"""Commands that run a build's graphs and kernels and search for what is wrong with them. Each parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="an engine, or a folder of dumps")]
+ModelPath = Annotated[str | None, typer.Option("--model", help="the checkpoint (default: the one that the engine was built from)")]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="one prompt a line, token ids or text (default: random ids)")]
+GateText = Annotated[str | None, typer.Option("--gate", help='conditions that must hold, such as "kl<1e-3, top1>=0.99"')]
+
+
+def register(commands: typer.Typer) -> None:
+    """Adds the commands of this file."""
+    commands.command()(check)
+
+
+def check(
+    run: RunPath,
+    model: ModelPath = None,
+    prompts: Prompts = None,
+    gate: GateText = None,
+    seed: Annotated[int, typer.Option(help="of the random prompts")] = 0,
+    device: Annotated[str | None, typer.Option(help="where the kernels run: cuda, or cpu for the interpreter")] = None,
+    transformers: Annotated[bool, typer.Option("--transformers", help="compare the import with transformers in f32 too")] = False,
+    save: Annotated[bool, typer.Option("--save", help="keep the rows in ENGINE/inspect/numerics")] = False,
+) -> None:
+    """Errors of every pass, value and kernel against the import in wide floats; exit code 1 where a gate fails."""
+    from tilewright.inspect import load
+    from tilewright.inspect.check import check, read_prompts
+    from tilewright.inspect.metrics import Gate
+
+    asked = Gate.parse(gate) if gate is not None else None
+    opened = load(run)
+    found = check(
+        opened, model=model, prompts=read_prompts(prompts, opened) if prompts else None, seed=seed, transformers=transformers, device=device
+    )
+    print(found)
+    if save:
+        found.save((run if opened.engine is None else run / "inspect") / "numerics")
+    failure = asked.failure(found.metrics) if asked else ""
+    if failure:
+        print(f"tilewright check: {failure}", file=sys.stderr)
+        sys.exit(1)

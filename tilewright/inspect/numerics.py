@@ -1,0 +1,232 @@
+"""Errors of a run's graphs on the reference interpreter: of the logits after each pass, and of each value alone.
+
+isolated: the value's op on reference inputs. floor: what the dtype costs that op anyhow. accumulated: the value as the whole graph gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tilewright.inspect.metrics import LogitsError, compare_logits, count_not_finite, relative_error
+from tilewright.inspect.references import References, loosen
+from tilewright.inspect.run import PassRecord, Run
+from tilewright.ir.graph import Graph, Op, Value
+from tilewright.ir.interpreter import interpret
+from tilewright.ir.reference import TORCH_DTYPES, QuantizedTensor
+from tilewright.ir.types import FLOATS
+from tilewright.passes.registry import PASSES
+
+RED_RATIO = 4.0  # isolated errors above this many floors are no rounding
+Level = Literal["ok", "grey", "red"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpError:
+    """What an op adds on the reference's inputs."""
+
+    isolated: float
+    floor: float
+    not_finite: int  # NaN and infinite elements that the reference has not
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRow:
+    """One tensor of the final graph."""
+
+    name: str  # with its sigil
+    op: str
+    modules: tuple[str, ...]
+    isolated: float
+    floor: float
+    accumulated: float  # NaN for constants
+    abs_max: float
+    not_finite: int
+    budget: float | None  # relative error that the passes which made it are allowed to add
+
+    @property
+    def ratio(self) -> float:
+        return self.isolated / self.floor
+
+    @property
+    def severity(self) -> float:
+        """Above 1 is red."""
+        allowed = self.budget if self.budget is not None else RED_RATIO * self.floor
+        return self.isolated / allowed if isfinite(self.isolated) and not self.not_finite else float("inf")
+
+    @property
+    def level(self) -> Level:
+        if self.severity > 1:
+            return "red"
+        return "grey" if self.budget is not None and self.ratio > RED_RATIO else "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class PassNumerics:
+    """The graph after a pass (number 0: the import as it is) against the import in wide floats."""
+
+    number: int
+    name: str
+    logits: LogitsError
+    worst: ValueRow | None = None  # of the values that the pass made anew, if any
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """References for the values of a run, and the errors of its graphs against them. Errors of ops that stay are computed once."""
+
+    run: Run
+    references: References
+    budgets: Mapping[str, float]  # by rule
+    expected: Tensor  # logits, wide
+    _errors: dict[tuple[Any, ...], OpError] = field(default_factory=dict)
+
+    @staticmethod
+    def of(run: Run, references: References) -> Study:
+        """Learns from every snapshot."""
+        for number in changed_numbers(run):
+            references.learn(run.graph(number))
+        return Study(run, references, find_budgets(run.passes), references.of(run.graph(0).outputs[0]))
+
+    def fork(self, graph: Graph) -> Study:
+        """For a graph that is no snapshot of the run, whose new names mean nothing elsewhere."""
+        references = self.references.fork()
+        references.learn(graph)
+        return replace(self, references=references, _errors=dict(self._errors))
+
+    # -- logits -------------------------------------------------------------------------------------------------------------------
+    def logits(self, graph: Graph) -> Tensor:
+        """As the graph computes them, in its own dtypes: [T, vocab]"""
+        sample = self.references.sample
+        return interpret(loosen(graph, sample.num_tokens), sample.inputs, self.references.weights, batch=sample.batch)[0]
+
+    def logits_error(self, graph: Graph) -> LogitsError:
+        return compare_logits(self.logits(graph), self.expected)
+
+    def passes(self) -> list[PassNumerics]:
+        """A row for the import and for each pass that changed something."""
+        return [self.row_of(number) for number in changed_numbers(self.run)]
+
+    def row_of(self, number: int) -> PassNumerics:
+        graph, name = self.run.graph(number), self.run[number].name if number else "import"
+        error = self.logits_error(graph)
+        new = self._made_by(number)
+        rows = [self.value_row(value) for op in graph.ops if signature(op) in new for value in op.results]
+        worst = max(rows, key=lambda row: row.severity, default=None)
+        warnings = (f"{error.nan} logits are NaN or infinite",) if error.nan else ()
+        return PassNumerics(number, name, error, worst, warnings)
+
+    def metrics(self, graph: Graph, *, values: bool) -> dict[str, float]:
+        """By the names of METRICS; those of values only if asked for."""
+        found = self.logits_error(graph).as_dict()
+        if values:
+            found |= value_metrics(self.value_row(value) for op in graph.ops for value in op.results)
+        return found
+
+    # -- values -------------------------------------------------------------------------------------------------------------------
+    def values(self, graph: Graph) -> list[ValueRow]:
+        accumulated = self._accumulated(graph)
+        return [self.value_row(value, accumulated.get(value.name)) for op in graph.ops for value in op.results]
+
+    def value_row(self, value: Value, accumulated: float | None = None) -> ValueRow:
+        op = value.producer
+        assert op is not None, "inputs and parameters have no error"
+        error = self.error_of(value)
+        budgets = [self.budgets[rule] for rule in op.loc.rules if rule in self.budgets]
+        biggest = plain(self.references.of(value))
+        return ValueRow(
+            value.display, op.name, op.loc.modules, error.isolated, error.floor, float("nan") if accumulated is None else accumulated,
+            float(biggest.double().abs().max()) if biggest.numel() else 0.0, error.not_finite, max(budgets, default=None),
+        )  # fmt: skip
+
+    def error_of(self, value: Value) -> OpError:
+        assert value.producer is not None
+        key = (*signature(value.producer), value.index)
+        if key not in self._errors:
+            self._errors[key] = measure_value(self.references, value)
+        return self._errors[key]
+
+    def _made_by(self, number: int) -> set[tuple[Any, ...]]:
+        before = {signature(op) for op in self.run.graph(number - 1).ops} if number else set()
+        return {signature(op) for op in self.run.graph(number).ops} - before
+
+    def _accumulated(self, graph: Graph) -> dict[str, float]:
+        errors: dict[str, float] = {}
+
+        def observe(value: Value, result: Any) -> None:
+            if not value.is_const:
+                errors[value.name] = relative_error(plain(result), plain(self.references.of(value)))
+
+        sample = self.references.sample
+        interpret(loosen(graph, sample.num_tokens), sample.inputs, self.references.weights, batch=sample.batch, observe=observe)
+        return errors
+
+
+def measure_value(references: References, value: Value) -> OpError:
+    """The floor is the larger of what the op that first made the tensor loses, and what this op loses without narrower floats inside."""
+    op = value.producer
+    assert op is not None
+    expected = plain(references.of(value))
+    found = plain(references.compute(op)[value.index])
+    if found.shape != expected.shape:
+        return OpError(float("inf"), smallest_floor(value), 0)
+    maker = references.makers[value.name]
+    index = next(v.index for v in maker.results if v.name == value.name)
+    first = plain(references.compute(maker)[index])
+    dtype = value.type.dtype if value.type.dtype in FLOATS else references.dtype
+    own = relative_error(plain(references.compute(op, at_least=dtype)[value.index]), plain(references.compute(op, wide=True)[value.index]))
+    floor = max(filter(isfinite, (relative_error(first, expected), own, smallest_floor(value))))
+    return OpError(relative_error(found, expected), floor, max(0, count_not_finite(found) - count_not_finite(expected)))
+
+
+def smallest_floor(value: Value) -> float:
+    """A quarter of the dtype's step: about what rounding the result once costs."""
+    dtype = value.type.dtype if value.type.dtype in FLOATS else "f32"
+    return torch.finfo(TORCH_DTYPES[dtype]).eps / 4
+
+
+def value_metrics(rows: Iterable[ValueRow]) -> dict[str, float]:
+    rows = list(rows)
+    free = [row for row in rows if row.budget is None]
+    worst = max(free, key=lambda row: row.ratio, default=None)
+    return {
+        "isolated": worst.isolated if worst else 0.0,
+        "ratio": worst.ratio if worst else 0.0,
+        "red": float(sum(row.level == "red" for row in rows)),
+    }
+
+
+def find_budgets(passes: Iterable[PassRecord]) -> dict[str, float]:
+    """What the rules of passes with a declared tolerance may add to a value."""
+    found: dict[str, float] = {}
+    for record in passes:
+        info = PASSES.get(record.name)
+        if info is not None and info.tolerance is not None:
+            found |= {rule: info.tolerance for rule in (record.name, *(event.rule for event in record.events))}
+    return found
+
+
+def changed_numbers(run: Run) -> list[int]:
+    """0 for the import, then the passes that changed the graph."""
+    return [0, *(record.number for record in run.passes if record.status == "changed")]
+
+
+def signature(op: Op) -> tuple[Any, ...]:
+    """Equal for ops that compute the same tensors from the same ones."""
+    operands = tuple(None if v is None else v.name for v in op.operands)
+    return op.name, tuple(v.name for v in op.results), operands, tuple(sorted((k, str(v)) for k, v in op.attrs.items())), op.results[0].type
+
+
+def plain(result: Any) -> Tensor:
+    """What stands for a value in a comparison: dequantized weights, keys beside values."""
+    if isinstance(result, QuantizedTensor):
+        return result.dequantize(torch.float32)
+    if isinstance(result, tuple):
+        return torch.cat([part.double().flatten() for part in result])
+    return result

@@ -1,0 +1,53 @@
+"""What `check` found, as text for a terminal. Decides nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tilewright.inspect.launches import LaunchRow
+from tilewright.inspect.metrics import LogitsError
+from tilewright.inspect.numerics import PassNumerics, ValueRow
+from tilewright.inspect.references import Sample
+
+if TYPE_CHECKING:
+    from tilewright.inspect.check import Numerics
+
+MARKS = {"red": "RED ", "grey": "grey", "ok": "    "}
+
+
+def describe(found: Numerics) -> str:
+    head = f"{found.run.path}: {len(found.sample.prompts)} prompts, {found.sample.num_tokens} tokens; the reference is the import in "
+    wide = "f64" if found.dtype in ("f32", "f64") else "f32"
+    lines = [head + f"{wide}, the engine computes in {found.dtype}"]
+    if found.transformers is not None:
+        lines.append(f"the reference is {found.transformers:.1e} (relative) from transformers in f32")
+    lines += ["", f"    {'pass':24}  {'rel':>8}  {'KL':>8}  {'top-1':>6}  {'top-5':>6}  diverges at         worst value that it made"]
+    lines += [describe_pass(row, found.sample) for row in found.passes]
+    if found.engine is not None:
+        lines.append(describe_logits("    engine's kernels", found.engine, found.sample))
+    lines += ["", f"      {'isolated':>8}  {'floor':>8}  {'ratio':>8}  {'accum.':>8}  {'abs max':>8}  value"]
+    lines += [describe_row(row) for row in found.worst(10)]
+    grey = sum(row.level == "grey" for row in found.values)
+    lines += ["", f"{len(found.red)} red, {grey} within the budget of their pass, of {len(found.values)} values and {len(found.launches)} launches"]
+    return "\n".join(lines)
+
+
+def describe_pass(row: PassNumerics, sample: Sample) -> str:
+    worst = f"{row.worst.name} {row.worst.isolated:.1e} = {row.worst.ratio:.1f}x floor" if row.worst else ""
+    text = describe_logits(f"{row.number:2d}  {row.name}", row.logits, sample)
+    return "\n".join([f"{text}{worst}".rstrip(), *(f"    warning: {warning}" for warning in row.warnings)])
+
+
+def describe_logits(title: str, error: LogitsError, sample: Sample) -> str:
+    where = sample.locate(error.divergent) if error.divergent is not None else "never"
+    return f"{title:28}  {error.rel:8.1e}  {error.kl:8.1e}  {error.top1:6.1%}  {error.top5:6.1%}  {where:20}"
+
+
+def describe_row(row: ValueRow | LaunchRow) -> str:
+    if isinstance(row, LaunchRow):
+        mark, rest = MARKS["red" if row.severity > 1 else "ok"], f"{'':>8}  {'':>8}"
+        name = f"{row.value} by {' '.join(row.kernels)} ({row.step})"
+    else:
+        mark, rest, name = MARKS[row.level], f"{row.accumulated:8.1e}  {row.abs_max:8.2g}", f"{row.name} by {row.op}"
+    bad = f"   {row.not_finite} NaN or infinite" if row.not_finite else ""
+    return f"{mark}  {row.isolated:8.1e}  {row.floor:8.1e}  {row.ratio:8.1f}  {rest}  {name}{bad}"
