@@ -13,6 +13,7 @@ from tilewright.ir.interpreter import interpret
 from tilewright.ir.reference import Batch
 
 TARGETS = ("cpu", "sm_90")  # an engine for a GPU runs on the interpreter when it is asked to run on the CPU
+INTERPRETED_WHOLE = ("llama2", "gptj", "falcon_7b")  # the interpreter is slow: of the others' prompts every fourth is run alone too
 
 every_architecture = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in zoo.ARCHITECTURES])
 both_targets = pytest.mark.parametrize("target", TARGETS)
@@ -35,8 +36,8 @@ def test_prompts_served_together_give_what_each_gives_alone_and_what_transformer
     together, num_preemptions = serve(engine, prompts, device="cpu", max_cache_tokens=SMALL_POOL)
     assert num_preemptions > 0
     llm = tw.LLM(engine.path, device="cpu")
-    alone = [recorded_logits(llm, prompt, NEW_TOKENS)[0] for prompt in prompts]
-    assert together == alone
+    step = 1 if target == "cpu" or name in INTERPRETED_WHOLE else 4
+    assert together[::step] == [recorded_logits(llm, prompt, NEW_TOKENS)[0] for prompt in prompts[::step]]
     assert together == [zoo.reference_greedy(model_of(name), prompt, NEW_TOKENS) for prompt in prompts]
 
 

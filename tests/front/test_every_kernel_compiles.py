@@ -1,4 +1,7 @@
-"""Every generated kernel of every tiny model is compiled for every architecture, on a machine without a GPU."""
+"""Every generated kernel of every tiny model is compiled for every architecture, on a machine without a GPU.
+
+In bf16 with int8 weights, which has every kind of kernel; f32 is compiled for sm_90 where its engines are built.
+"""
 
 import pytest
 import torch
@@ -13,13 +16,11 @@ from tilewright.limits import AskedLimits
 from tilewright.passes.regions import build_schedules, default_regimes
 
 ARCHS = ("sm_80", "sm_90", "sm_100")
-KINDS = [(torch.float32, None), (torch.bfloat16, "int8")]
 
 
-@pytest.mark.parametrize("dtype, quantize", KINDS, ids=["f32", "bf16-int8"])
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
-def test_every_kernel_compiles_within_the_limits_of_its_architecture(name, dtype, quantize):
-    optimized = tw.optimize(tw.trace(checkpoint_of(name, dtype)), quantize=quantize)
+def test_every_kernel_compiles_within_the_limits_of_its_architecture(name):
+    optimized = tw.optimize(tw.trace(checkpoint_of(name, torch.bfloat16)), quantize="int8")
     limits = AskedLimits(**LIMITS).choose(optimized.info.max_positions)
     bound_dims(optimized.graph, limits)
     for arch in ARCHS:
