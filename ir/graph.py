@@ -111,6 +111,10 @@ class Graph:
             raise GraphError(f"graph {self.name}", f"no value named {name!r}")
         return self._values[bare]
 
+    def find_value(self, name: str) -> Value | None:
+        """By name without its sigil."""
+        return self._values.get(name)
+
     def has_name(self, name: str) -> bool:
         return name in self._values or name in self.retired
 

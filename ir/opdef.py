@@ -77,6 +77,7 @@ class OpDef:
         return Cost(moved, sum(t.num_elements(dims) for t in results))
 
 
+MOST_LISTED = 30  # names in an error
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
 OPS: dict[str, OpDef] = {}
 
@@ -120,7 +121,10 @@ def suggest(name: str, known: Mapping[str, Any] | list[str]) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else "there are: " + ", ".join(sorted(known))
+    if near:
+        return f"did you mean {near[0]!r}?"
+    names = sorted(known)
+    return "there are: " + ", ".join(names[:MOST_LISTED]) + (f", … {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
 
 
 def _plain(value: Attr) -> Attr:

@@ -63,9 +63,10 @@ def read_records(text: str) -> tuple[list[Event], list[Miss]]:
     events: list[Event] = []
     misses: list[Miss] = []
     for kind, number, fields in unfold_records(text):
-        plain = {key: as_tuple(value) for key, value in fields.items()}
+        plain: dict[str, Any] = {key: as_tuple(value) for key, value in fields.items()}
         if kind == "event":
-            events.append(Event(number=number, **({"removed": (), "added": ()} | plain)))
+            plain = {"removed": (), "added": (), **plain}
+            events.append(Event(number=number, **plain))
         else:
             misses.append(Miss(**plain))
     return events, misses

@@ -46,6 +46,7 @@ class Report:
 
     pipeline: str
     rows: tuple[PassRow, ...]
+    left: str = ""  # text of the passes that `stop_after` left out
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.rows))
@@ -85,7 +86,7 @@ class PassManager:
             self.on_pass(row)
             if step.info.name == self.stop_after:
                 break
-        return Report(print_pipeline(self.steps), tuple(rows))
+        return Report(print_pipeline(self.steps), tuple(rows), print_pipeline(self.steps[len(rows) :]))
 
     def _run_one(self, graph: Graph, number: int, step: Step, before: str) -> tuple[PassRow, str]:
         """The row, and the text of the graph after the pass (empty without `dump`, as `before` is)."""

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tilewright import inspect as inspect
     from tilewright.builder import Builder, BuilderConfig
     from tilewright.codegen.expressions import register_expression
     from tilewright.compiler import Optimized, build, compile, optimize, trace
@@ -31,7 +32,7 @@ _HOMES = {
     "Builder": "builder", "BuilderConfig": "builder", "LLM": "runtime", "SamplingParams": "runtime", "RequestOutput": "runtime",
     "TilewrightError": "ir.errors", "export_onnx": "onnx_files",
     "op": "ir.opdef", "reference": "ir.reference", "TensorType": "ir.types", "Match": "passes.pattern", "Rewriter": "passes.rewriter",
-    "register_pass": "passes.registry", "rewrite": "passes.registry", "register_expression": "codegen.expressions",
+    "inspect": "inspect", "register_pass": "passes.registry", "rewrite": "passes.registry", "register_expression": "codegen.expressions",
 }  # fmt: skip
 
 __all__ = [
@@ -43,7 +44,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
-    return getattr(import_module(f"tilewright.{_HOMES[name]}"), name)
+    home = import_module(f"tilewright.{_HOMES[name]}")
+    return home if name == _HOMES[name] else getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tilewright.destination import choose_destination, leave_as_found
 from tilewright.engine import Engine, count
 from tilewright.environment import read_environment
-from tilewright.inspection import inspection_files, keep_crash, reproduce
+from tilewright.inspect.pass_printer import PassPrinter
+from tilewright.inspection import inspection_files, keep_dumps, reproduce, stop_build, write_inspection
 from tilewright.ir.errors import PassError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
@@ -22,7 +22,7 @@ from tilewright.ir.manifest import Limits, ModelInfo
 from tilewright.ir.types import Bounds
 from tilewright.ir.weights import Weights
 from tilewright.limits import AskedLimits
-from tilewright.passes.manager import PassManager, Report
+from tilewright.passes.manager import PassManager, PassRow, Report
 from tilewright.passes.pipelines import QUANTIZATIONS, default_pipeline
 from tilewright.passes.registry import Step, load_passes, parse_pipeline
 from tilewright.stages import Stages
@@ -74,11 +74,14 @@ def compile(
         stage.note(f"{traced.info.architecture}, {count(traced.info.num_parameters)} parameters: {len(traced.graph)} ops in one graph")
     bound_dims(traced.graph, limits)
     again = reproduce(model, dtype=dtype, quantize=quantize, target=target, pipeline=pipeline, limits=limits)
-    with TemporaryDirectory(prefix="tilewright-") as folder, keep_crash(Path(folder), out):
+    elsewhere = read_environment().inspect_dir
+    with leave_as_found(out), keep_dumps(out, elsewhere, again) as folder:
         with stages.stage("passes") as stage:
-            optimized = optimize(traced, pipeline, quantize=quantize, length=limits.max_sequence_len, validate=validate, dump=Path(folder))
+            optimized = optimize(traced, pipeline, quantize=quantize, length=limits.max_sequence_len, validate=validate, dump=folder)
+            if optimized.report.left:
+                raise stop_build(folder, out, optimized.report, stays=bool(elsewhere))
             stage.note(f"{sum(len(row.events) for row in optimized.report.rows)} rewrites: {len(optimized.graph)} ops")
-        return _write_engine(optimized, out, target, limits, stages, dump=Path(folder), again=again)
+        return _write_engine(optimized, out, target, limits, stages, dump=folder, again=again)
 
 
 def trace(model: Any, dtype: Any = None, max_model_len: int | None = None) -> Trace:
@@ -100,10 +103,16 @@ def optimize(
     graph = source.copy() if isinstance(source, Graph) else source.graph.copy()
     weights, info, files = (None, None, ()) if isinstance(source, Graph) else (source.weights, source.info, source.tokenizer_files)
     length = length or (info.max_positions if info else min(graph.dims["T"].high if "T" in graph.dims else 1, 8192))
-    manager = PassManager(
-        choose_steps(pipeline, quantize, length), dump=dump, limit=switches.opt_limit,
-        on_pass=lambda row: after_each(row.name, graph) if after_each else None,
-    )  # fmt: skip
+    printer = PassPrinter.of(switches.print, graph) if switches.print else None
+
+    def tell(row: PassRow) -> None:
+        if after_each:
+            after_each(row.name, graph)
+        if printer:
+            printer(row, graph)
+
+    steps = choose_steps(pipeline, quantize, length)
+    manager = PassManager(steps, dump=dump, limit=switches.opt_limit, stop_after=switches.stop_after, on_pass=tell)
     if weights is not None and (switches.validate if validate is None else validate):
         from tilewright.validation import make_validator
 
@@ -148,9 +157,13 @@ def _write_engine(
         launches = ", ".join(f"{p.name} {len(p.launches)}" for p in lowered.programs)
         stage.note(f"{len(lowered.kernels)} kernels; launches: {launches}")
     files: dict[str, bytes | Path] = {file.name: file for file in optimized.tokenizer_files}
-    level = read_environment().inspect
+    switches = read_environment()
     with stages.stage("pack") as bar, leave_as_found(out):
-        files |= inspection_files(level, optimized.report, schedules, lowered, dump=dump, again=again)
+        found = inspection_files(switches.inspect, optimized.report, schedules, lowered, dump=dump, again=again)
+        if switches.inspect_dir:
+            write_inspection(Path(switches.inspect_dir), found)
+        else:
+            files |= {f"inspect/{name}": data for name, data in found.items()}
         manifest = pack(
             out, lowered, weights, model=info, limits=limits, producer=f"tilewright {importlib.metadata.version('tilewright')}", files=files,
             progress=lambda stage, done, total, what: bar.advance(done, total, f"{stage}: {what}"),

@@ -26,6 +26,9 @@ class Environment:
     validate: bool = False
     passes: str = ""
     opt_limit: int | None = None
+    inspect_dir: str = ""
+    print: str = ""
+    stop_after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _passes_to_print(text: str) -> str:
+    name, colon, how = text.partition(":")
+    if not name or (colon and how != "full"):
+        raise ValueError(text)
+    return text
+
+
 SWITCHES: dict[str, Switch] = {
     "inspect": Switch(
         lambda text: int(_one_of("0", "1", "2")(text)), "0, 1 or 2", "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes, 2 also PTX"
@@ -60,6 +70,9 @@ SWITCHES: dict[str, Switch] = {
     "validate": Switch(lambda text: _one_of("0", "1")(text) == "1", "0 or 1", "run the reference interpreter before and after every pass"),
     "passes": Switch(str, "-PASS,+PASS", "leave passes out of every pipeline, or append some"),
     "opt_limit": Switch(_count, "a number", "stop rewriting after that many events"),
+    "inspect_dir": Switch(str, "a directory", "write there what a build would keep in ENGINE/inspect"),
+    "print": Switch(_passes_to_print, "PASS, a glob, or all; with :full for graphs", "print on stderr what matching passes change"),
+    "stop_after": Switch(str, "a pass", "end there, and leave the graph and the command that goes on"),
 }
 
 

@@ -2,42 +2,86 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilewright.ir.manifest import Limits
-from tilewright.ir.regions import Schedule
+from tilewright.environment import read_environment
+from tilewright.inspect.manifest import REGIONS_FILE, SCHEMA, InspectManifest, PassEntry, RegionRecord, print_regions
+from tilewright.ir.errors import PassError
+from tilewright.ir.manifest import MANIFEST_FILE, Limits
+from tilewright.ir.regions import Region, Schedule
 from tilewright.passes.manager import Report
 
 if TYPE_CHECKING:
     from tilewright.codegen.lower import Lowered
 
 Files = dict[str, "bytes | Path"]
+REPRODUCE = "REPRO.sh"
+DUMPS = "[0-9]*-*"  # numbered by pass
+LIBRARIES = ("torch", "transformers", "triton", "safetensors")
 
 
 def inspection_files(level: int, report: Report, schedules: Sequence[Schedule], lowered: Lowered, *, dump: Path | None, again: str) -> Files:
-    """By name relative to the engine. level 0: none; 1: passes, regions, how to build it again; 2: PTX too."""
+    """By name relative to `inspect/`. level 0: none; 1: manifest, passes, regions, how to build it again; 2: PTX too."""
     if level == 0:
         return {}
     from tilewright.passes.regions import print_schedule
 
     regions = "\n\n".join(print_schedule(schedule) for schedule in schedules)
     files: Files = {
-        "inspect/passes.txt": f"{report}\n".encode(),
-        "inspect/pipeline.txt": f"{report.pipeline}\n".encode(),
-        "inspect/regions.txt": f"{regions}\n".encode(),
+        "passes.txt": f"{report}\n".encode(),
+        "pipeline.txt": f"{report.pipeline}\n".encode(),
+        "regions.txt": f"{regions}\n".encode(),
+        REGIONS_FILE: print_regions(_record(s.regime.name, region) for s in schedules for region in s.regions).encode(),
     }
     if again:
-        files["inspect/REPRO.sh"] = again.encode()
+        files[REPRODUCE] = again.encode()
     if dump is not None:
-        files |= {f"inspect/passes/{file.name}": file for file in sorted(dump.iterdir())}
+        files[MANIFEST_FILE] = describe_passes(report, dump, lowered.target).print().encode()
+        files |= {f"passes/{file.name}": file for file in sorted(dump.glob(DUMPS))}
     if level >= 2 and lowered.target != "cpu":
         files |= _ptx(lowered)
     return files
+
+
+def describe_passes(report: Report, dump: Path, target: str) -> InspectManifest:
+    imported = digest = _hash(dump / "00-import.ir")
+    entries: list[PassEntry] = []
+    for row in report.rows:
+        text = dump / f"{row.number:02d}-{row.name.partition('{')[0]}.ir"
+        digest = _hash(text) if text.exists() else digest
+        status = "changed" if text.exists() else "same"
+        counts = (row.ops_before, row.ops_after, len(row.events), len(row.misses))
+        entries.append(PassEntry(row.number, row.name, status, digest, *counts, warnings=row.warnings))
+    return InspectManifest(SCHEMA, _producer(), _versions(), target, report.pipeline, imported, tuple(entries))
+
+
+def _record(program: str, region: Region) -> RegionRecord:
+    values = tuple(v.name for op in region.ops for v in op.results)
+    outputs = tuple(v.name for v in region.outputs)
+    return RegionRecord(program, region.name, region.template, tuple(op.name for op in region.ops), values, outputs, region.reason, region.modules)
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _producer() -> str:
+    return f"tilewright {importlib.metadata.version('tilewright')}"
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
+    return {"python": platform.python_version(), **installed}
 
 
 def _ptx(lowered: Lowered) -> Files:
@@ -45,11 +89,11 @@ def _ptx(lowered: Lowered) -> Files:
     from tilewright.codegen.aot import compile_all
 
     compiled = compile_all(lowered.kernels, lowered.sources, [lowered.target], modules=lowered.modules)
-    return {f"inspect/kernels/{name}.{arch}.ptx": result.ptx.encode() for (name, arch), result in compiled.items()}
+    return {f"kernels/{name}.{arch}.ptx": result.ptx.encode() for (name, arch), result in compiled.items()}
 
 
 def reproduce(model: Any, *, dtype: Any, quantize: str | None, target: str, pipeline: str | None, limits: Limits) -> str:
-    """A script that builds the same engine again into its first argument."""
+    """A script that builds the same engine again into its first argument. A home directory is not named."""
     if not isinstance(model, str | Path):
         return f"#!/bin/sh\necho 'this engine was compiled from a {type(model).__name__} in memory' >&2\nexit 2\n"
     options = {
@@ -58,17 +102,69 @@ def reproduce(model: Any, *, dtype: Any, quantize: str | None, target: str, pipe
         "--max-tokens": limits.max_tokens, "--page-size": limits.page_size,
     }  # fmt: skip
     flags = " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in options.items() if value is not None)
-    return f'#!/bin/sh\n# Builds this engine again: sh REPRO.sh OUT\nexec tilewright build {shlex.quote(str(model))} "$1" {flags}\n'
+    switches = {"PASSES": read_environment().passes, "OPT_LIMIT": read_environment().opt_limit}
+    env = "".join(f"TILEWRIGHT_{name}={shlex.quote(str(value))} " for name, value in switches.items() if value not in ("", None))
+    program = f"env {env}tilewright" if env else "tilewright"
+    return f'#!/bin/sh\n# Builds this engine again: sh REPRO.sh OUT\nexec {program} build {_quote_path(str(model))} "$1" {flags}\n'
 
 
+def _quote_path(path: str) -> str:
+    home = f"{Path.home()}/"
+    return f'"$HOME"/{shlex.quote(path.removeprefix(home))}' if path.startswith(home) else shlex.quote(path)
+
+
+# -- while passes run -----------------------------------------------------------------------------------------------------------
 @contextmanager
-def keep_crash(dump: Path, out: Path) -> Iterator[None]:
-    """If a pass fails, its dumps stay beside `out`: the graph before it, the traceback, and the command that fails again."""
+def keep_dumps(out: Path, elsewhere: str, again: str) -> Iterator[Path]:
+    """A folder for dumps, written pass by pass, that says how to run again what it records.
+
+    Without `elsewhere` it is OUT.building.xxxxxxxx, which a killed process leaves behind; a pass that fails leaves OUT.failed, and one that
+    the build was to stop after leaves OUT.stopped. Otherwise it goes.
+    """
+    if elsewhere:
+        dump = clear_dumps(Path(elsewhere) / "passes")
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        dump = Path(tempfile.mkdtemp(prefix=f"{out.name}.building.", dir=out.parent))
     try:
-        yield
+        (dump / REPRODUCE).write_text(again, encoding="utf-8")
+        yield dump
     except Exception as error:
         if any(dump.glob("*.FAILED.ir")):
-            kept = out.parent / f"{out.name}.failed"
-            shutil.copytree(dump, kept, dirs_exist_ok=True)
-            error.add_note(f"the graph before the pass that failed is in {kept}")
+            error.add_note(f"the graph before the pass that failed is in {dump if elsewhere else _keep(dump, out, 'failed')}")
         raise
+    finally:
+        if not elsewhere:
+            shutil.rmtree(dump, ignore_errors=True)
+
+
+def clear_dumps(folder: Path) -> Path:
+    """Takes what an earlier run left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob(DUMPS):
+        file.unlink()
+    return folder
+
+
+def stop_build(dump: Path, out: Path, report: Report, *, stays: bool) -> PassError:
+    """What a build ends with that was to stop after a pass: says where the graph is and how to go on. stays: the dumps are kept anyhow."""
+    kept = dump if stays else _keep(dump, out, "stopped")
+    last = sorted(kept.glob("*.ir"))[-1]
+    problem = f"the build ended after pass {report.rows[-1].number}, {report.rows[-1].name}"
+    return PassError("TILEWRIGHT_STOP_AFTER", problem, f"go on with: tilewright opt {last} -p {shlex.quote(report.left)}")
+
+
+def _keep(dump: Path, out: Path, word: str) -> Path:
+    kept = out.parent / f"{out.name}.{word}"
+    shutil.rmtree(kept, ignore_errors=True)
+    dump.rename(kept)
+    kept.chmod(0o755)
+    return kept
+
+
+def write_inspection(folder: Path, files: Mapping[str, bytes | Path]) -> None:
+    """Into a folder of its own; the dumps are there already."""
+    for name, data in files.items():
+        if isinstance(data, bytes):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)

@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import re
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tilewright.engine import Engine
+from tilewright.inspect.layers import Group, Layers, group
+from tilewright.inspect.run import IMPORT, Run, load
+from tilewright.inspect.text import align
 from tilewright.ir.errors import EngineError, ParseError, PassError
 from tilewright.ir.fold import fold_text
-from tilewright.ir.graph import Graph
-from tilewright.ir.manifest import Kernel
+from tilewright.ir.graph import Graph, Op
+from tilewright.ir.manifest import MANIFEST_FILE, Kernel
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.printer import HEADER, print_graph, print_op
 from tilewright.passes.pipelines import default_pipeline
 from tilewright.passes.registry import PassInfo, load_passes
 
-DUMPS = Path("inspect") / "passes"
 
-
-def render(what: Path, stage: str | None, *, layer: int | None, flat: bool) -> str:
-    """Text of an .ir file or of a stage of an engine. Raises ParseError and EngineError."""
+def render(what: Path, stage: str | None, *, layer: int | None, flat: bool, op: str | None = None) -> str:
+    """Text of an .ir file or of a stage of a run. Raises ParseError and EngineError."""
     if what.is_dir():
-        engine = Engine.open(what)
-        if stage == "kernels":
-            return kernel_table(engine)
-        if stage == "passes":
-            return str(engine) + "\n" + (what / "inspect" / "passes.txt").read_text(encoding="utf-8")
-        file = find_dump(what, stage)
+        if stage in ("kernels", "passes") and (what / MANIFEST_FILE).is_file():
+            engine = Engine.open(what)
+            return kernel_table(engine) if stage == "kernels" else f"{engine}\n{load(what)}"
+        run = load(what)
+        number = choose_stage(run, stage)
+        graph, note = run.graph(number), f"after pass {run[number].title}" if number else "import"
     elif stage is not None:
         raise EngineError(str(what), f"is one file, so it has no stage {stage!r}", "pass an engine directory")
     else:
-        file = what
-    graph = read_graph(file)
-    if layer is not None:
-        return layer_text(graph, layer, str(file))
-    note = read_note(file)
+        graph, note = read_graph(what), read_note(what)
+    if layer is not None or op is not None:
+        return print_chosen(graph, layer, op or "*", str(what), flat=flat)
     return print_graph(graph, note=note) if flat else fold_text(graph, note=note)
+
+
+def choose_stage(run: Run, stage: str | None) -> int:
+    """`02-fuse-qkv`, `fuse-qkv`, or `2`; the last one by default. Raises EngineError."""
+    if stage is None:
+        return run.last
+    return 0 if stage in ("0", "00", "import", IMPORT) else run[int(stage) if stage.isdigit() else stage].number
 
 
 def read_graph(file: Path) -> Graph:
@@ -57,39 +64,30 @@ def read_note(file: Path) -> str:
     return first.removeprefix(HEADER).strip() if first.startswith(HEADER) else ""
 
 
-def dumps(directory: Path) -> list[Path]:
-    return sorted((directory / DUMPS).glob("[0-9]*.ir"))
-
-
-def find_dump(directory: Path, stage: str | None) -> Path:
-    """The dump of a stage: `02-fuse-qkv`, `fuse-qkv`, or `2`; the last one by default."""
-    found = dumps(directory)
-    if not found:
-        raise EngineError(f"engine {directory}", f"has no {DUMPS}", "build it again with TILEWRIGHT_INSPECT=1")
-    if stage is None:
-        return found[-1]
-    for file in found:
-        number, _, name = file.stem.partition("-")
-        if stage in (file.stem, name) or (stage.isdigit() and int(stage) == int(number)):
-            return file
-    stages = [file.stem for file in found]
-    unchanged = [file.stem for file in (directory / DUMPS).glob("*.same")]
-    if any(stage in (stem, stem.partition("-")[2]) for stem in unchanged):
-        raise EngineError(f"engine {directory}", f"the pass {stage!r} changed nothing", f"show one that did: {', '.join(stages)}")
-    raise EngineError(f"engine {directory}", f"no stage {stage!r}", suggest(stage, list(dict.fromkeys(stem.partition("-")[2] for stem in stages))))
-
-
-def layer_text(graph: Graph, layer: int, where: str) -> str:
-    """The ops that compute a layer, by the modules they come from, flat."""
-    chosen = [op for op in graph.ops if layer in map(layer_of, op.loc.modules)]
+def print_chosen(graph: Graph, layer: int | None, op: str, where: str, *, flat: bool) -> str:
+    """The ops of a name (a glob) and of a layer, by the modules they come from. Those of all layers are folded, unless `flat`."""
+    layers = Layers.of(graph)
+    named = [o for o in graph.ops if fnmatchcase(o.name, op)]
+    if not named:
+        raise EngineError(where, f"no op is a {op!r}", suggest(op, sorted({o.name for o in graph.ops})))
+    chosen = [o for o in named if layer is None or layer in map(layers.layer, o.loc.modules)]
     if not chosen:
-        raise EngineError(where, f"no op belongs to layer {layer}", "layers count from 0")
-    return "\n".join(print_op(op) for op in chosen) + "\n"
+        raise EngineError(where, f"no op belongs to layer {layer}" + (f" and is a {op!r}" if op != "*" else ""), "layers count from 0")
+    if flat or layer is not None:
+        return "\n".join(map(print_op, chosen)) + "\n"
+    return "\n".join(align([(g.tag, str(g.key)) for g in fold_ops(chosen, layers)])) + "\n"
 
 
-def layer_of(module: str) -> int | None:
-    """model.layers.3.mlp -> 3"""
-    return next((int(word) for word in module.split(".") if word.isdigit()), None)
+def fold_ops(ops: list[Op], layers: Layers) -> list[Group[Op]]:
+    """Lines that are equal up to the layer, with `%h` for what comes from another one."""
+
+    def line(o: Op) -> str:
+        anchor = o.results[0].name
+        text, own = layers.shorten(print_op(o), anchor), layers.split(anchor)
+        text = re.sub(r"%([\w./-]+)", lambda m: "%h" if own and layers.split(m[1]) not in (None, own) else m[0], text)
+        return re.sub(rf"\blayer={own[1]}\b", "layer={L}", text) if own else text
+
+    return group(ops, line, lambda o: layers.layer(o.results[0].name))
 
 
 # -- kernels --------------------------------------------------------------------------------------------------------------------
@@ -147,6 +145,12 @@ def origin(info: PassInfo) -> str:
 
 # -- printing -------------------------------------------------------------------------------------------------------------------
 COLOURS = (
+    (re.compile(r"^ *(\+ (?:x\d|kernel))"), "green"),
+    (re.compile(r"^ *(- (?:x\d|kernel))"), "red"),
+    (re.compile(r"^ *(~ (?:x\d|dims))"), "yellow"),
+    (re.compile(r"^ *(missed x\d+)"), "yellow"),
+    (re.compile(r"^ *(event x\d+)"), "green"),
+    (re.compile(r"^((?:pass|kernel|module|run|warning:) \S+(?: [\w-]+)?)"), "bold"),
     (re.compile(r"(//.*)$"), "dim"),
     (re.compile(r"(loc\([^)]*\))"), "dim"),
     (re.compile(r"(by\([^)]*\))"), "magenta"),

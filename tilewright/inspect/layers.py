@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -82,13 +81,18 @@ def join_names(names: Sequence[str]) -> str:
     names = list(dict.fromkeys(names))
     if len(names) == 1:
         return names[0]
-    lead = re.sub(r"[^._]*$", "", os.path.commonprefix(names))
+    lead = re.sub(r"[^._]*$", "", _common_start(names))
     tails = [name[len(lead) :] for name in names]
-    end = re.sub(r"^[^._]*", "", os.path.commonprefix([tail[::-1] for tail in tails])[::-1])
+    end = re.sub(r"^[^._]*", "", _common_start([tail[::-1] for tail in tails])[::-1])
     middles = [tail[: len(tail) - len(end)] for tail in tails]
     if not lead and not end:
         return few(names)
     return f"{lead}{{{few(middles, ',')}}}{end}"
+
+
+def _common_start(names: Sequence[str]) -> str:
+    low, high = min(names), max(names)
+    return low[: next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))]
 
 
 def few(names: Sequence[str], separator: str = ", ") -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class Readable:
@@ -11,6 +12,13 @@ class Readable:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """`did you mean 'x'?`: first what has all the words of the name, then what is spelt like it."""
+    words, names = name.split("."), list(dict.fromkeys(known))
+    near = sorted((n for n in names if set(words) <= set(n.split("."))), key=len)[:1] or get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def align(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
