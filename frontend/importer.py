@@ -20,7 +20,7 @@ import tilewright.frontend.aten_math
 import tilewright.ir.ops  # noqa: F401  # these three are imported for what they register
 from tilewright.frontend.aten_table import RULES, Pieces, Shape, Traced, call_name, imports, reshaped, strip
 from tilewright.frontend.capture import MAX_TOKENS, Capture
-from tilewright.frontend.normalize import changes_shape_only, module_path, source_line
+from tilewright.frontend.normalize import changes_shape_only, module_path, root_class, source_line
 from tilewright.ir.errors import GraphError, TraceError
 from tilewright.ir.graph import Graph, Value
 from tilewright.ir.opdef import Attr
@@ -158,7 +158,8 @@ class _Importer:
     def _emit(self, op: str, operands: tuple[Value | None, ...], attrs: Mapping[str, Attr | Shape], name: str | None) -> Value:
         path, line = module_path(self._node), source_line(self._node)
         name = name or self.graph.fresh_name(f"{path}.{op}" if path else op)
-        loc = Loc((path,) if path else (), (line,) if line else ())
+        module = path or root_class(self._node)
+        loc = Loc((module,) if module else (), (line,) if line else ())
         return self.graph.emit(op, operands, attrs, names=[name], loc=loc).result  # type: ignore[arg-type]  # shapes may hold symbols
 
     def result_shape(self) -> Shape:

@@ -111,6 +111,16 @@ def module_path(node: Node) -> str:
     return path.partition(".")[2]
 
 
+def root_class(node: Node) -> str:
+    """The class of the model where a call stands in its own `forward`, outside of every part of it: `Gemma2ForCausalLM`; else ''."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, kind = list(stack.values())[-1]
+    name = kind if isinstance(kind, str) else kind.__qualname__
+    return name.rpartition(".")[2] if path and "." not in path else ""
+
+
 def source_line(node: Node) -> str:
     """`modeling_llama.py:259`: the deepest line of a modeling file, or ''."""
     frames = findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
