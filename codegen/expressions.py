@@ -34,13 +34,19 @@ _TRITON_UNARY: dict[str, str] = {
     "gelu_tanh": f"{{x}} * tl.sigmoid({2 * math.sqrt(2 / math.pi)!r} * ({{x}} + 0.044715 * {{x}} * {{x}} * {{x}}))",
 }  # fmt: skip
 _TORCH_UNARY: dict[str, str] = {
-    "neg": "-{x}", **{n: f"torch.{n}({{x}})" for n in ("abs", "exp", "sqrt", "rsqrt", "cos", "sin", "tanh", "sigmoid", "erf", "relu", "log", "floor", "round")},
+    "neg": "-{x}", **{n: f"torch.{n}({{x}})" for n in ("abs", "exp", "sqrt", "rsqrt", "cos", "sin", "tanh", "sigmoid", "erf", "relu")},
+    **{n: f"torch.{n}({{x}})" for n in ("log", "floor", "round")},
     "silu": "F.silu({x})", "gelu": "F.gelu({x})", "gelu_tanh": 'F.gelu({x}, approximate="tanh")',
 }  # fmt: skip
 _INFIX = {"add": "{x} + {y}", "sub": "{x} - {y}", "mul": "{x} * {y}", "div": "{x} / {y}", "less": "{x} < {y}", "equal": "{x} == {y}"}
 _TRITON_BINARY = {**_INFIX, "maximum": "tl.maximum({x}, {y})", "minimum": "tl.minimum({x}, {y})"}
 _TORCH_BINARY = {**_INFIX, "maximum": "torch.maximum({x}, {y})", "minimum": "torch.minimum({x}, {y})"}
 _TORCH_LIMIT = {"maximum": "{x}.clamp(min={y})", "minimum": "{x}.clamp(max={y})"}  # the other side is a number
+# By way of |x|, then the sign: an odd whole y keeps it, and no other y but a whole one has a negative x.
+_TRITON_POWER = (
+    "tl.where({y} == 0.0, 1.0, tl.exp({y} * tl.log(tl.abs({x})))"
+    " * tl.where({x} >= 0.0, 1.0, tl.where(tl.floor({y}) != {y}, float('nan'), 1.0 - 2.0 * tl.abs({y} - 2.0 * tl.floor({y} * 0.5)))))"
+)
 _OWN: dict[str, tuple[str, str]] = {}  # ops declared outside the package: Triton text, torch text
 
 
@@ -86,6 +92,8 @@ def triton_pointwise(op: str, operands: Sequence[str], attrs: Attrs, types: Sequ
         return triton_round(operands[0], types[0].dtype, types[-1].dtype)
     if op == "where":
         return "tl.where({}, {}, {})".format(*operands)
+    if op == "pow" and len(operands) == 2:
+        return _TRITON_POWER.format(x=operands[0], y=operands[1])
     if op == "pow":
         return _triton_power(operands[0], float(attrs["exponent"]))  # type: ignore[arg-type]
     if op in _TRITON_BINARY:
@@ -112,7 +120,7 @@ def torch_pointwise(op: str, operands: Sequence[str], attrs: Attrs, types: Seque
     if op == "where":
         return "torch.where({}, {}, {})".format(*operands)
     if op == "pow":
-        return f"torch.pow({operands[0]}, {literal(attrs['exponent'])})"
+        return f"torch.pow({operands[0]}, {operands[1] if len(operands) == 2 else literal(attrs['exponent'])})"
     if op not in _TORCH_BINARY:
         return torch_activation(_unary_name(op, attrs), operands[0])
     x, y = _two_sides(operands, attrs)

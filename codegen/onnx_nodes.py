@@ -66,8 +66,8 @@ def _gelu(e: Emitter, op: Op, x: str) -> str:
 
 
 @exports("pow")
-def _pow(e: Emitter, op: Op, x: str) -> str:
-    return e.body.node("Pow", x, e.body.scalar(float(op.attrs["exponent"]), op.inputs[0].type.dtype))  # type: ignore[arg-type]
+def _pow(e: Emitter, op: Op, x: str, y: str = "") -> str:
+    return e.body.node("Pow", x, y or e.body.scalar(float(op.attrs["exponent"]), op.inputs[0].type.dtype))  # type: ignore[arg-type]  # one is given
 
 
 @exports("cast")

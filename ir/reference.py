@@ -86,7 +86,7 @@ _binary("minimum", lambda x, y: torch.minimum(x, torch.as_tensor(y, dtype=x.dtyp
 
 @reference("less")
 def _less(x: Tensor, y: Tensor | None = None, *, scalar: float | None = None) -> Tensor:
-    return x < (scalar if y is None else y)
+    return torch.lt(x, scalar if y is None else y)  # type: ignore[arg-type]  # one of the two is given
 
 
 @reference("equal")
@@ -101,15 +101,16 @@ def _where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": torch.neg, "abs": torch.abs, "exp": torch.exp, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "cos": torch.cos, "sin": torch.sin,
-    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf, "relu": torch.relu, "silu": F.silu, "log": torch.log, "floor": torch.floor, "round": torch.round,
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf, "relu": torch.relu, "silu": F.silu,
+    "log": torch.log, "floor": torch.floor, "round": torch.round,
 }  # fmt: skip
 for _name, _function in _UNARY.items():
     reference(_name)(_function)
 
 
 @reference("pow")
-def _pow(x: Tensor, *, exponent: float) -> Tensor:
-    return torch.pow(x, exponent)
+def _pow(x: Tensor, y: Tensor | None = None, *, exponent: float | None = None) -> Tensor:
+    return torch.pow(x, exponent if y is None else y)  # type: ignore[arg-type]  # one of the two is given
 
 
 @reference("gelu")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tilewright.ir.opdef import op
     from tilewright.ir.reference import reference
     from tilewright.ir.types import TensorType
-    from tilewright.onnx_files import export_onnx
+    from tilewright.onnx_files import export_onnx, import_onnx
     from tilewright.passes.pattern import Match
     from tilewright.passes.registry import register_pass, rewrite
     from tilewright.passes.rewriter import Rewriter
@@ -30,14 +30,14 @@ if os.environ.pop("TRITON_INTERPRET", "") == "1":
 _HOMES = {
     "compile": "compiler", "trace": "compiler", "optimize": "compiler", "build": "compiler", "Optimized": "compiler", "Engine": "engine",
     "Builder": "builder", "BuilderConfig": "builder", "LLM": "runtime", "SamplingParams": "runtime", "RequestOutput": "runtime",
-    "TilewrightError": "ir.errors", "export_onnx": "onnx_files",
+    "TilewrightError": "ir.errors", "export_onnx": "onnx_files", "import_onnx": "onnx_files",
     "op": "ir.opdef", "reference": "ir.reference", "TensorType": "ir.types", "Match": "passes.pattern", "Rewriter": "passes.rewriter",
     "inspect": "inspect", "register_pass": "passes.registry", "rewrite": "passes.registry", "register_expression": "codegen.expressions",
 }  # fmt: skip
 
 __all__ = [
     "LLM", "Builder", "BuilderConfig", "Engine", "Match", "Optimized", "RequestOutput", "Rewriter", "SamplingParams", "TensorType", "TilewrightError",
-    "build", "compile", "export_onnx", "op", "optimize", "reference", "register_expression", "register_pass", "rewrite", "trace",
+    "build", "compile", "export_onnx", "import_onnx", "op", "optimize", "reference", "register_expression", "register_pass", "rewrite", "trace",
 ]  # fmt: skip
 
 

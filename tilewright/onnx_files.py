@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,23 @@ from tilewright.compiler import Optimized
 from tilewright.ir.errors import CodegenError
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from tilewright.frontend.onnx_import import OnnxModel
     from tilewright.frontend.trace import Trace
 
 
-def export_onnx(source: Trace | Optimized, out: str | Path, *, external: bool | None = None) -> Path:
+def import_onnx(model: str | Path | ModelProto, *, dims: Mapping[str, int | str] | None = None) -> OnnxModel:
+    """An ONNX decoder as a graph and its weights, for `optimize` and `export_onnx`. dims: sizes of named axes, as in {"batch": 1}.
+
+    Raises TraceError naming the node that is not read.
+    """
+    from tilewright.frontend.onnx_import import import_onnx as import_file
+
+    return import_file(model, dims=dims)
+
+
+def export_onnx(source: Trace | Optimized | OnnxModel, out: str | Path, *, external: bool | None = None) -> Path:
     """Writes what `trace` or `optimize` returned as an ONNX model of opset 23: one step over the T tokens of one request, without a cache.
 
     external: weights in `<out>.data` beside it (default: where they are large). Raises TilewrightError.

@@ -64,9 +64,11 @@ def minimum(x: T, y: T | None = None, *, scalar: float | int | None = None) -> T
 
 
 @op(pointwise=True)
-def pow_(x: T, *, exponent: float) -> T:
-    """x ** exponent"""
-    return _float("pow", x)
+def pow_(x: T, y: T | None = None, *, exponent: float | None = None) -> T:
+    """x ** y, or x ** exponent"""
+    if (y is None) == (exponent is None):
+        raise GraphError("pow", "takes a second operand or the attribute exponent, one of the two")
+    return _binary("pow", _float("pow", x), y, exponent)
 
 
 # -- pointwise, one operand -----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ CASES: list[tuple[str, list[tuple[str, tuple[int | str, ...]]], dict]] = [
     ("full", [], {"shape": (2, 3), "value": 0.5, "dtype": "f16"}),
     *[(name, [X], {"axis": -1, "keepdim": keep}) for name in ("mean", "sum", "max") for keep in (True, False)],
     ("sum", [("i32", ("T", 24))], {}),
+    ("pow", [X, X], {}),
     ("less", [X, X], {}),
     ("equal", [X], {"scalar": 0.5}),
     ("where", [("i1", ("T", 24)), X, ("f32", (24,))], {}),

@@ -110,7 +110,10 @@ def test_every_op_has_nodes_or_is_always_a_constant():
 X, I = ("f32", ("T", 24)), ("i32", ("T", 24))
 SINGLE = [
     ("add", [X], {"scalar": 2}), ("sub", [X], {"scalar": 2.5, "reverse": True}), ("div", [I], {"scalar": 2.5}), ("maximum", [X], {"scalar": 0.5}),
-    ("pow", [X], {"exponent": 3.0}), ("rsqrt", [X], {}), ("round", [X], {}), ("less", [X, X], {}), ("equal", [I], {"scalar": 3}), ("erf", [X], {}), ("gelu", [X], {"approximate": "tanh"}), ("cast", [X], {"dtype": "i32"}),
+    ("pow", [X], {"exponent": 3.0}),
+    ("rsqrt", [X], {}), ("round", [X], {}), ("less", [X, X], {}), ("equal", [I], {"scalar": 3}),
+    ("pow", [X, X], {}), ("erf", [X], {}), ("gelu", [X], {"approximate": "tanh"}),
+    ("cast", [X], {"dtype": "i32"}), ("where", [("i1", ("T", 24)), X, X], {}),
     ("expand", [("f32", (1, 24))], {"shape": ("T", 24)}), ("reshape", [X], {"shape": ("T", 2, 12)}), ("transpose", [X], {"perm": (1, 0)}),
     ("slice", [X], {"axis": -1, "start": 1, "stop": 20, "step": 3}), ("interleave", [("f32", (3, 4)), ("f32", (3, 4))], {}),
     ("mean", [X], {"axis": 1, "keepdim": False}), ("sum", [I], {"axis": 0}), ("max", [X], {}), ("softmax", [X], {"axis": 0}),
