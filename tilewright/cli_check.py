@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tilewright.ir.errors import TilewrightError
+
+if TYPE_CHECKING:
+    from tilewright.inspect.check import Bench
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="an engine, or a folder of dumps")]
 ModelPath = Annotated[str | None, typer.Option("--model", help="the checkpoint (default: the one that the engine was built from)")]
@@ -17,6 +22,7 @@ GateText = Annotated[str | None, typer.Option("--gate", help='conditions that mu
 def register(commands: typer.Typer) -> None:
     """Adds the commands of this file."""
     commands.command()(check)
+    commands.command()(bisect)
 
 
 def check(
@@ -46,3 +52,36 @@ def check(
     if failure:
         print(f"tilewright check: {failure}", file=sys.stderr)
         sys.exit(1)
+
+
+def bisect(
+    run: RunPath,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- CMD...]", help="exits 0 for a good engine: {engine}, or $ENGINE")
+    ] = None,
+    gate: GateText = None,
+    model: ModelPath = None,
+    prompts: Prompts = None,
+    out: Annotated[Path, typer.Option("--output", "-o", help="folder for repro.py and the answers so far")] = Path("bisect"),
+) -> None:
+    """Find the stage, pass, event and op that break a gate (or a command); exit code 1 where something is found."""
+    from tilewright.inspect.bisect import Bisection
+    from tilewright.inspect.blackbox import BlackBox, judge_by
+    from tilewright.inspect.metrics import Gate
+
+    if (gate is None) == (not command):
+        raise TilewrightError("bisect", "got a gate and a command" if gate else "got no gate", 'pass --gate "kl<1e-3", or a command after --')
+    ladder = Bisection(open_bench(run, model, prompts), Gate.parse(gate) if gate else Gate(()), out, model)
+    found = BlackBox(ladder, judge_by(command)).find() if command else ladder.find()
+    print(found or "the gate holds: nothing to find")
+    sys.exit(0 if found is None else 1)
+
+
+def open_bench(path: Path, model: str | None, prompts: Path | None) -> Bench:
+    from tilewright.inspect import load
+    from tilewright.inspect.check import Bench, find_model, load_weights, read_prompts
+    from tilewright.inspect.references import Sample
+
+    run = load(path)
+    sample = Sample(tuple(map(tuple, read_prompts(prompts, run)))) if prompts else None
+    return Bench.of(run, load_weights(run, model or find_model(run)), sample)

@@ -77,8 +77,6 @@ def test_a_quantized_value_is_grey_within_the_budget_of_its_pass():
     assert before.logits.rel < 1e-5 < 1e-3 < quantize.logits.rel
 
 
-
-
 def test_triton_kernels_are_checked_on_the_interpreter():
     run = studied.run_of("qwen2", target="sm_90", dtype=torch.bfloat16)
     found = studied.bench_of(run, "qwen2", torch.bfloat16).check()

@@ -79,6 +79,11 @@ class LaunchProbe:
                     found.append(self.check(program, region, step, chunks))
         return found
 
+    def check_named(self, program: str, region: str, step: str) -> LaunchRow:
+        found = next(p for p in self.steps.engine.manifest.programs if p.name == program)
+        launched = next(r for r in self.schedules[program].regions if r.name == region)
+        return self.check(found, launched, step, dict(self._steps_of(found))[step])
+
     def check(self, program: Program, region: Region, step: str, chunks: list[Chunk]) -> LaunchRow:
         rows = list(range(sum(c.stop - c.start for c in chunks)))[-self.steps.limits.max_batch_size :]
         bound = self.steps.bind(program, chunks, rows)
