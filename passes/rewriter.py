@@ -56,6 +56,16 @@ class Rewriter:
         with self.change(old, [old.producer], rule=rule, reason=reason) as change:
             change.forward(old, new)
 
+    def insert_after(self, value: Value, op: str | OpDef, attrs: Mapping[str, Attr] | None = None, *, rule: str = "", reason: str = "") -> Value:
+        """Whatever reads `value` reads op(value) from now on; returns that."""
+        assert value.producer is not None
+        with self.change(value, [], rule=rule, reason=reason) as change:
+            new = change.emit(op, [value], attrs, loc=value.producer.loc.made_by(rule or self.pass_name))
+            self.graph.replace_uses(value, new)
+            assert new.producer is not None
+            self.graph.set_operand(new.producer, 0, value)
+        return new
+
     def erase(self, op: Op, *, rule: str = "", reason: str = "") -> None:
         with self.change(op.results[0], [op], rule=rule, reason=reason):
             pass

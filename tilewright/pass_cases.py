@@ -6,20 +6,19 @@
     // expect: changed                             or `unchanged`, or the name of an error
     graph @g(...) dims(...) { ... }                the new graph, then a line for each rewrite and for each near miss
 
-`python tests/passes/pass_cases.py tests/passes/fuse-qkv.ir` writes what comes out into the file, to be read before it is accepted.
+`tilewright test-pass NAME --bless` writes what comes out into the file, to be read before it is accepted.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
 import torch
 
-from tilewright.ir.errors import TilewrightError
+from tilewright.ir.errors import ParseError, TilewrightError
 from tilewright.ir.events import Event, EventLog, Miss
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph, Value, is_same_structure
@@ -30,6 +29,7 @@ from tilewright.passes.manager import PassManager
 from tilewright.passes.validation import Validator
 
 REQUESTS = ([1], [3, 2])  # lengths of the requests of a step: a decode of one token, two prompts
+MEASURED = re.compile(r"by [\d.e+-]+ \(relative\)")  # an error depends on the data
 DECODED = 5  # position of the token of a decode; prompts start at 0
 
 
@@ -45,16 +45,18 @@ class Case:
         return f"{self.file.stem}: {self.title}"
 
 
-def read_cases(file: Path) -> list[Case]:
-    return [_read_case(file, block) for block in file.read_text().split("\n//// ")[1:]]
+def read_cases(file: Path, usual: str = "") -> list[Case]:
+    """usual: the pipeline of cases that name none."""
+    return [_read_case(file, block, usual or file.stem) for block in file.read_text(encoding="utf-8").split("\n//// ")[1:]]
 
 
-def _read_case(file: Path, block: str) -> Case:
+def _read_case(file: Path, block: str, usual: str) -> Case:
     title, _, rest = block.partition("\n")
     graph, mark, expected = rest.partition("// expect:")
-    assert mark, f"{file.name}: {title!r} has no `// expect:`"
+    if not mark:
+        raise ParseError(f"{file}: {title}", "has no `// expect:`", "write one, and let --bless fill it in")
     run = re.search(r"^// run: (.*)$", graph, re.MULTILINE)
-    return Case(file, title.strip(), run[1] if run else file.stem, graph, expected.strip())
+    return Case(file, title.strip(), run[1] if run else usual, graph, expected.strip())
 
 
 def run_case(case: Case) -> str:
@@ -72,7 +74,7 @@ def _run_once(case: Case, lengths: list[int]) -> str:
     try:
         PassManager.of(case.pipeline, log=log, validator=validate_on_fresh_data(graph, lengths)).run(graph)
     except TilewrightError as error:
-        return f"{type(error).__name__}\n// {error}"
+        return f"{type(error).__name__}\n// {MEASURED.sub('by … (relative)', str(error))}"
     check_round_trip(graph)
     check_records(graph, log)
     text = print_graph(graph)
@@ -140,17 +142,7 @@ def _draw(value: Value, sizes: dict[str, int], lengths: list[int]) -> torch.Tens
     return torch.randn(shape).to(dtype)
 
 
-def llama() -> Graph:
-    """Two small layers with grouped queries, as the frontend imports them."""
-    return parse_graph((Path(__file__).parent / "graphs" / "llama.ir").read_text())
-
-
-def write_outcomes(file: Path) -> None:
-    head = file.read_text().partition("\n//// ")[0]
-    blocks = [f"//// {case.title}\n{case.graph}// expect: {run_case(case)}\n" for case in read_cases(file)]
-    file.write_text("\n".join([head + "\n" if head[-1:] != "\n" else head, *blocks]))
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        write_outcomes(Path(name))
+def write_outcomes(file: Path, usual: str = "") -> None:
+    head = file.read_text(encoding="utf-8").partition("\n//// ")[0]
+    blocks = [f"//// {case.title}\n{case.graph}// expect: {run_case(case)}\n" for case in read_cases(file, usual)]
+    file.write_text("\n".join([head + "\n" if head[-1:] != "\n" else head, *blocks]), encoding="utf-8")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from pass_cases import read_cases, run_case
 
+from tilewright.pass_cases import read_cases, run_case
 from tilewright.passes.registry import load_passes
 
 FOLDER = Path(__file__).parent

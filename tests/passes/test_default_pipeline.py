@@ -6,12 +6,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import zoo
-from pass_cases import check_round_trip
 
 import tilewright as tw
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import is_same_structure
 from tilewright.ir.parser import parse_graph
+from tilewright.pass_cases import check_round_trip
 
 every_architecture = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in zoo.ARCHITECTURES])
 _FOLDER = TemporaryDirectory(prefix="tilewright-passes-")

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from pass_cases import check_round_trip, llama, validate_on_fresh_data
+from llama_graph import llama
 
 from tilewright.ir.errors import GraphError, PassError
 from tilewright.ir.fold import fold_text
@@ -13,6 +13,7 @@ from tilewright.ir.parser import parse_graph
 from tilewright.ir.records import read_records
 from tilewright.ir.types import TensorType
 from tilewright.ir.verifier import verify
+from tilewright.pass_cases import check_round_trip, validate_on_fresh_data
 from tilewright.passes.manager import PassManager
 from tilewright.passes.pipelines import default_pipeline
 from tilewright.passes.registry import parse_pipeline, print_pipeline, register_pass, rewrite

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pass_cases import llama, validate_on_fresh_data
+from llama_graph import llama
 from schedule_checks import check_schedule, run_schedule
 
 from tilewright.ir.errors import PassError
@@ -16,6 +16,7 @@ from tilewright.ir.interpreter import interpret
 from tilewright.ir.regions import Regime
 from tilewright.ir.types import Bounds, TensorType
 from tilewright.ir.verifier import verify
+from tilewright.pass_cases import validate_on_fresh_data
 from tilewright.passes.manager import PassManager
 from tilewright.passes.memory_plan import check_memory
 from tilewright.passes.pipelines import default_pipeline

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from pass_cases import llama, validate_on_fresh_data
+from llama_graph import llama
 
 from tilewright.ir.errors import PassError
 from tilewright.ir.parser import parse_graph
+from tilewright.pass_cases import validate_on_fresh_data
 from tilewright.passes.manager import PassManager
 from tilewright.passes.pipelines import default_pipeline
 from tilewright.passes.registry import register_pass, rewrite
