@@ -14,9 +14,10 @@ def test_every_snippet_runs_as_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "hf-model").symlink_to(ROOT / "examples" / "demo_model")
     names: dict[str, object] = {"tw": tw}
-    using, streaming, own_pass = SNIPPETS
+    using, streaming, onnx, own_pass = SNIPPETS
     exec(using, names)
     exec(streaming, names)
+    exec(onnx, names)
     printed = capsys.readouterr().out
     assert len(printed.split()) > 100 and printed.rstrip().endswith(("length", "stop"))
     assert own_pass in (ROOT / "examples" / "my_pass" / "my_pass.py").read_text(encoding="utf-8")
