@@ -62,7 +62,7 @@ POINTWISE = [
     "cos(%x)", "sin(%x)", "add(%x) {scalar=1.5}", "sub(%x) {scalar=2, reverse=true}", "div(%x) {scalar=3.0}", "maximum(%x) {scalar=0.25}",
     "minimum(%x, %x)", "pow(%x) {exponent=3.0}", "mul(%x, %x)", "softmax(%x)", "add(%x, @row)", "cast(%x) {dtype=f32}",
     "layer_norm(%x, @row, @row) {eps=0.1}",
-    "rms_norm(%x) {eps=1e-05}", "gated(%x, %x) {activation=gelu_tanh}",
+    "rms_norm(%x) {eps=1e-05}", "gated(%x, %x) {activation=gelu_tanh}", "floor(%x)", "round(%x)", "pow(%x, @whole)",
 ]  # fmt: skip
 
 
@@ -71,10 +71,26 @@ POINTWISE = [
 def test_ops_over_rows(op, dtype):
     result = "f32" if "dtype=f32" in op else dtype
     body = f"%x = embedding(@table, %ids) : {dtype}[T, 21]\n %y = {op} : {result}[T, 21]\n return %y"
-    text = graph_text(body, f"param @table : {dtype}[9, 21]\nparam @row : {dtype}[21]\n")
-    [(got, expected)] = run_rows(text, {"ids": ids(3, 0, 8)}, Table(1, table=(dtype, (9, 21)), row=(dtype, (21,))))
+    weights = Table(1, table=(dtype, (9, 21)), row=(dtype, (21,)), whole=(dtype, (21,)))
+    weights.tensors["whole"] = weights.tensors["whole"].mul(2).round()
+    text = graph_text(body, f"param @table : {dtype}[9, 21]\nparam @row : {dtype}[21]\nparam @whole : {dtype}[21]\n")
+    [(got, expected)] = run_rows(text, {"ids": ids(3, 0, 8)}, weights)
     tolerance = 1e-5 if dtype == "f32" else 0.02
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_conditions_choose_between_rows():
+    body = """%x = embedding(@t, %ids) : f32[T, 21]
+        %small = less(%x) {scalar=0.25} : i1[T, 21]
+        %left = less(%x, @row) : i1[T, 21]
+        %both = equal(%small, %left) : i1[T, 21]
+        %a = abs(%x) : f32[T, 21]
+        %l = log(%a) : f32[T, 21]
+        %y = where(%both, %l, %x) : f32[T, 21]
+        return %y"""
+    text = graph_text(body, "param @t : f32[9, 21]\nparam @row : f32[21]\n")
+    [(got, expected)] = run_rows(text, {"ids": ids(3, 0, 8)}, Table(1, t=("f32", (9, 21)), row=("f32", (21,))))
+    torch.testing.assert_close(got, expected)
 
 
 def test_add_and_norm_share_a_row_and_write_both():
