@@ -66,6 +66,7 @@ class Run:
     turns: int
     body: tuple[str, ...]
     carry: tuple[tuple[str, str], ...]  # (value of the turn before as {L-k} name, initial value)
+    rest: tuple[str, ...] = ()  # lines behind the last turn that stand in its block
 
     @property
     def num_blocks(self) -> int:
@@ -90,7 +91,7 @@ def fold_lines(lines: list[str]) -> list[str]:
             folded += blocks[at].lines
             at += 1
         else:
-            folded += _print_run(run, blocks[at])
+            folded += (*_print_run(run, blocks[at]), *run.rest)
             at += run.num_blocks
     return folded
 
@@ -157,15 +158,27 @@ def _run(blocks: list[Block], at: int, period: int) -> Run | None:
     first, second = _turn(blocks, at, period, 0), _turn(blocks, at, period, 1)
     if first is None or second is None:
         return None
+    second, rest = _cut_end(blocks, at + period, second, len(first[-1].lines))
     bases = (first[0].index, second[0].index)
     body = _print_turn(second, period)
     carry = _carried(_print_turn(first, period), body, bases[0])
     if carry is None or not _are_yielded(carry, body, period):
         return None
     turns = 2
-    while (turn := _turn(blocks, at, period, turns)) is not None and all(a.is_same(b, turn[0].index, bases[1], period) for a, b in zip(turn, second)):
+    while not rest and (turn := _turn(blocks, at, period, turns)) is not None:
+        turn, rest = _cut_end(blocks, at + turns * period, turn, len(second[-1].lines))
+        if not all(a.is_same(b, turn[0].index, bases[1], period) for a, b in zip(turn, second)):
+            return Run(period, turns, tuple(body), tuple(carry.items()))
         turns += 1
-    return Run(period, turns, tuple(body), tuple(carry.items()))
+    return Run(period, turns, tuple(body), tuple(carry.items()), rest)
+
+
+def _cut_end(blocks: list[Block], at: int, turn: list[Block], num_lines: int) -> tuple[list[Block], tuple[str, ...]]:
+    """Takes from the last turn of all what stands behind `num_lines` of its last block: the end of the model makes values there too."""
+    last, following = turn[-1], at + len(turn)
+    if len(last.lines) <= num_lines or (following < len(blocks) and blocks[following].stem == last.stem):
+        return turn, ()
+    return [*turn[:-1], _block(last.stem, last.index, list(last.lines[:num_lines]))], last.lines[num_lines:]
 
 
 def _turn(blocks: list[Block], at: int, period: int, turn: int) -> list[Block] | None:

@@ -118,6 +118,8 @@ def optimize(
 
         manager.validator = make_validator(graph, weights)
     report = manager.run(graph)
+    if printer:
+        printer.close(report.pipeline)
     if info is not None:
         info = dataclasses.replace(info, quantization=describe_quantization(manager.steps))
     return Optimized(graph, report, weights, info, files)

@@ -13,8 +13,11 @@ def test_nothing_set_gives_the_defaults():
 
 def test_each_switch_is_read_into_its_type():
     variables = {"INSPECT": "2", "OPT_LIMIT": "17", "VALIDATE": "1", "PASSES": "-fuse-qkv"}
+    variables |= {"INSPECT_DIR": "/tmp/x", "PRINT": "fuse-*:full", "STOP_AFTER": "quantize"}
     found = read_environment({f"TILEWRIGHT_{name}": text for name, text in variables.items()})
-    assert found == Environment(inspect=2, opt_limit=17, validate=True, passes="-fuse-qkv")
+    assert found == Environment(
+        inspect=2, opt_limit=17, validate=True, passes="-fuse-qkv", inspect_dir="/tmp/x", print="fuse-*:full", stop_after="quantize"
+    )  # fmt: skip
 
 
 def test_the_table_and_the_fields_agree():
@@ -26,6 +29,7 @@ def test_the_table_and_the_fields_agree():
     [
         ("TILEWRIGHT_INSPEKT", "1", "TILEWRIGHT_INSPEKT: is no switch; did you mean 'TILEWRIGHT_INSPECT'?"),
         ("TILEWRIGHT_INSPECT", "7", "TILEWRIGHT_INSPECT: is '7'; set it to 0, 1 or 2"),
+        ("TILEWRIGHT_PRINT", "all:some", "TILEWRIGHT_PRINT: is 'all:some'; set it to PASS, a glob, or all; with :full for graphs"),
         ("TILEWRIGHT_OPT_LIMIT", "-3", "TILEWRIGHT_OPT_LIMIT: is '-3'; set it to a number"),
     ],
 )

@@ -18,6 +18,8 @@ class PassPrinter:
     is_full: bool  # whole graphs, not what changed
     before: Graph  # as the last pass left it
 
+    num_printed: int = 0
+
     @staticmethod
     def of(switch: str, graph: Graph) -> PassPrinter:
         name, _, how = switch.partition(":")
@@ -31,5 +33,11 @@ class PassPrinter:
         after = graph.copy() if row.events else self.before
         if fnmatchcase(name, self.pattern):
             shown = fold_text(after) if self.is_full else PassDiff.of(f"{row.number:02d} {row.name}", row, self.before, after)
+            self.num_printed += 1
             print(f"// after {row.number:02d}-{row.name}\n{shown}", file=sys.stderr)
         self.before = after
+
+    def close(self, pipeline: str) -> None:
+        """Called after the last pass: says so where none was printed."""
+        if not self.num_printed:
+            print(f"TILEWRIGHT_PRINT: no pass of {pipeline} fits {self.pattern!r}", file=sys.stderr)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tilewright.engine import Engine
 from tilewright.inspect.layers import Layers
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tilewright.inspect.run_diff import RunDiff
     from tilewright.inspect.why import Reasons
 
+T = TypeVar("T")
 IMPORT = "00-import"
 PASSES = Path("inspect") / "passes"
 
@@ -99,8 +100,7 @@ class PassRecord(Readable):
 
     @cached_property
     def _records(self) -> tuple[list[Event], list[Miss]]:
-        file = self.run.folder / f"{self.stem}.events.jsonl"
-        return read_records(file.read_text(encoding="utf-8")) if file.exists() else ([], [])
+        return self.run.read(self.run.folder / f"{self.stem}.events.jsonl", read_records) or ([], [])
 
     def __str__(self) -> str:
         if self.status == "failed":
@@ -159,8 +159,7 @@ class Run(Readable):
     @cached_property
     def regions(self) -> tuple[RegionRecord, ...]:
         """Empty for dumps without a manifest."""
-        file = self.folder.parent / REGIONS_FILE
-        return read_regions(file.read_text(encoding="utf-8")) if file.is_file() else ()
+        return self.read(self.folder.parent / REGIONS_FILE, read_regions) or ()
 
     def graph(self, number: int) -> Graph:
         """The graph after pass `number`, 0 for the import. One object for passes that changed nothing. Raises EngineError."""
@@ -208,6 +207,13 @@ class Run(Readable):
         from tilewright.inspect.why import explain
 
         return explain(self, pattern)
+
+    def read(self, file: Path, decode: Callable[[str], T]) -> T | None:
+        """None for a file that is not there. Raises EngineError for one that cannot be read."""
+        try:
+            return decode(file.read_text(encoding="utf-8")) if file.is_file() else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(str(file), f"cannot be read ({error})", "build the engine again") from error
 
     def _parse(self, stem: str) -> Graph:
         load_passes()  # ops of other packages are declared with their passes
