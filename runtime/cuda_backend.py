@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ class CudaBackend:
         if not torch.cuda.is_available():
             raise EngineError(f"engine {directory}", f"asked to run on {device}, torch finds no NVIDIA GPU here", "build it with: --target cpu")
         self.device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        self.uses_graphs = True
+        self.uses_graphs = "cudagraph" not in os.environ.get("TILEWRIGHT_NO", "").split(",")
         torch.cuda.set_device(self.device)
         torch.cuda.init()
         torch.zeros(1, device=self.device)  # makes the context current for the driver's calls

@@ -23,6 +23,7 @@ def register(commands: typer.Typer) -> None:
     """Adds the commands of this file."""
     commands.command()(check)
     commands.command()(bisect)
+    commands.command()(replay)
 
 
 def check(
@@ -56,9 +57,7 @@ def check(
 
 def bisect(
     run: RunPath,
-    command: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- CMD...]", help="exits 0 for a good engine: {engine}, or $ENGINE")
-    ] = None,
+    command: Annotated[list[str] | None, typer.Argument(metavar="[-- CMD...]", help="exits 0 for a good engine: {engine}, or $ENGINE")] = None,
     gate: GateText = None,
     model: ModelPath = None,
     prompts: Prompts = None,
@@ -77,11 +76,49 @@ def bisect(
     sys.exit(0 if found is None else 1)
 
 
+def replay(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("--output", "-o", help="the engine, or folder of dumps, to write")],
+    start: Annotated[str | None, typer.Option("--from", help="the pass to go on after: its number or name; 0 for the import")] = None,
+    edit: Annotated[bool, typer.Option("--edit", help="open the graph in $EDITOR first")] = False,
+    graph: Annotated[Path | None, typer.Option("--graph", help="a file with the graph, in place of the snapshot")] = None,
+    only: Annotated[str, typer.Option("--only", help="run this pass alone; gives dumps, no engine")] = "",
+    kernel: Annotated[list[str] | None, typer.Option("--kernel", help="NAME=FILE.py: another source of a kernel; may be repeated")] = None,
+    model: ModelPath = None,
+) -> None:
+    """Go on from the graph after a pass, as it was or edited; or exchange the source of kernels."""
+    from tilewright.inspect import load
+    from tilewright.inspect.replay import edit as edit_graph
+    from tilewright.inspect.replay import read_graph
+    from tilewright.inspect.replay import replay as go_on
+    from tilewright.inspect.substitute import substitute
+
+    sources = dict(split_kernel(text) for text in kernel or ())
+    opened, path = load(run), run
+    if start is None and not sources:
+        raise TilewrightError("replay", "got neither --from nor --kernel", "pass --from N, or --kernel NAME=FILE.py")
+    if start is not None:
+        number = 0 if start in ("0", "import") else opened[start].number
+        text = graph or out.with_name(f"{out.name}.edited.ir")
+        changed = edit_graph(opened.graph(number), text) if edit else read_graph(text) if graph else None
+        print(go_on(opened, number, out, graph=changed, only=only, model=model))
+        path = out
+    if sources:
+        print(substitute(path, out, sources).engine)
+
+
+def split_kernel(text: str) -> tuple[str, Path]:
+    name, equals, file = text.partition("=")
+    if not equals:
+        raise TilewrightError("replay", f"--kernel is {text!r}", "write NAME=FILE.py")
+    return name, Path(file)
+
+
 def open_bench(path: Path, model: str | None, prompts: Path | None) -> Bench:
     from tilewright.inspect import load
-    from tilewright.inspect.check import Bench, find_model, load_weights, read_prompts
+    from tilewright.inspect.check import Bench, load_weights, read_prompts
     from tilewright.inspect.references import Sample
 
     run = load(path)
     sample = Sample(tuple(map(tuple, read_prompts(prompts, run)))) if prompts else None
-    return Bench.of(run, load_weights(run, model or find_model(run)), sample)
+    return Bench.of(run, load_weights(run, model), sample)

@@ -128,8 +128,12 @@ def optimize(
 def build(
     optimized: Optimized, out: str | Path, *, target: str | None = None, max_batch_size: int = 16, max_input_len: int | None = None,
     max_output_len: int | None = None, max_tokens: int | None = None, page_size: int = 16, stages: Stages | None = None,
+    dump: Path | None = None, again: str = "",
 ) -> Engine:  # fmt: skip
-    """Kernels and weights of an optimized graph, written as an engine directory. Limits as in `compile`. Raises TilewrightError."""
+    """Kernels and weights of an optimized graph, written as an engine directory. Limits as in `compile`. Raises TilewrightError.
+
+    dump: folder with the text after each pass, and `again` the script that makes the same engine, both for ENGINE/inspect.
+    """
     if not isinstance(optimized, Optimized):
         raise PassError("build", f"got a {type(optimized).__name__}", "pass what optimize(trace(model)) returned")
     if optimized.info is None:
@@ -140,7 +144,7 @@ def build(
     )
     limits = asked.choose(optimized.info.max_positions)
     bound_dims(optimized.graph, limits)
-    return _write_engine(optimized, out, target, limits, stages or Stages(bars=True))
+    return _write_engine(optimized, out, target, limits, stages or Stages(bars=True), dump=dump, again=again)
 
 
 def _write_engine(
@@ -197,11 +201,12 @@ def choose_steps(pipeline: str | None, quantize: str | None, length: int) -> tup
         raise PassError("pipeline", f"is a {type(pipeline).__name__}", "pass the text of one, as in 'simplify,fuse-qkv'")
     if quantize is not None:
         check_quantization(quantize)
-    usual = default_pipeline(length=length, quantize=quantize)
+    leaves_out_quantize = "quant" in read_environment().no
+    usual = default_pipeline(length=length, quantize=None if leaves_out_quantize else quantize)
     text, has_default = re.subn(r"(?<![\w-])default(?![\w-])", lambda _: usual, pipeline) if pipeline is not None else (usual, 1)
     if quantize is not None and not has_default:
         raise PassError("quantize", f"{quantize!r} is asked for, and the pipeline {pipeline!r} has no `default` to put it in", "name the pass in it")
-    steps = parse_pipeline(text)
+    steps = tuple(step for step in parse_pipeline(text) if not (leaves_out_quantize and step.info.name.startswith("quantize")))
     for change in filter(None, (word.strip() for word in read_environment().passes.split(","))):
         sign, name = change[0], change[1:]
         if sign == "+":

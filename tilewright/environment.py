@@ -29,6 +29,7 @@ class Environment:
     inspect_dir: str = ""
     print: str = ""
     stop_after: str = ""
+    no: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,16 @@ def _passes_to_print(text: str) -> str:
     return text
 
 
+STAGES = ("cudagraph", "triton", "quant")
+
+
+def _stages_to_leave_out(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        _one_of(*STAGES)(name)
+    return names
+
+
 SWITCHES: dict[str, Switch] = {
     "inspect": Switch(
         lambda text: int(_one_of("0", "1", "2")(text)), "0, 1 or 2", "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes, 2 also PTX"
@@ -73,6 +84,11 @@ SWITCHES: dict[str, Switch] = {
     "inspect_dir": Switch(str, "a directory", "write there what a build would keep in ENGINE/inspect"),
     "print": Switch(_passes_to_print, "PASS, a glob, or all; with :full for graphs", "print on stderr what matching passes change"),
     "stop_after": Switch(str, "a pass", "end there, and leave the graph and the command that goes on"),
+    "no": Switch(
+        _stages_to_leave_out,
+        "some of cudagraph, triton and quant, joined by commas (there is no unpaged cache to fall back to: `tilewright check` is its reference)",
+        "leave stages out: CUDA graphs when steps run, Triton (a build is for cpu) and quantization when an engine is built",
+    ),
 }
 
 

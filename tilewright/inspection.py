@@ -102,7 +102,8 @@ def reproduce(model: Any, *, dtype: Any, quantize: str | None, target: str, pipe
         "--max-tokens": limits.max_tokens, "--page-size": limits.page_size,
     }  # fmt: skip
     flags = " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in options.items() if value is not None)
-    switches = {"PASSES": read_environment().passes, "OPT_LIMIT": read_environment().opt_limit}
+    found = read_environment()
+    switches = {"PASSES": found.passes, "OPT_LIMIT": found.opt_limit, "NO": ",".join(found.no)}
     env = "".join(f"TILEWRIGHT_{name}={shlex.quote(str(value))} " for name, value in switches.items() if value not in ("", None))
     program = f"env {env}tilewright" if env else "tilewright"
     return f'#!/bin/sh\n# Builds this engine again: sh REPRO.sh OUT\nexec {program} build {_quote_path(str(model))} "$1" {flags}\n'

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 
+from tilewright.environment import read_environment
 from tilewright.ir.errors import EngineError
 
 OLDEST = 80  # sm_80; older GPUs have no bfloat16 products
 
 
 def choose_target(asked: str | None) -> str:
-    """cpu, or sm_xx. cuda is this machine's GPU; None is it too, or else cpu. Raises EngineError."""
+    """cpu, or sm_xx. cuda is this machine's GPU; None is it too, or else cpu. TILEWRIGHT_NO=triton: cpu. Raises EngineError."""
+    if "triton" in read_environment().no:
+        return "cpu"
     if asked is None:
         return _this_gpu() or "cpu"
     if asked == "cpu":

@@ -153,7 +153,7 @@ def test_a_gate_decides_the_exit_code(tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("1 2 3 4 5 6 7 8 9\n\n[10, 11]\n")
     app = typer.Typer()
     register(app)
-    arguments = [engine, "--prompts", str(tmp_path / "prompts.txt"), "--gate"]
+    arguments = ["check", engine, "--prompts", str(tmp_path / "prompts.txt"), "--gate"]
     typer.main.get_command(app)([*arguments, "kl<1e-3 and top1>=0.99"], standalone_mode=False)
     assert "2 prompts, 11 tokens" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:

@@ -115,7 +115,7 @@ def check(
     transformers: bool = False, device: str | None = None,
 ) -> Numerics:  # fmt: skip
     """model: the checkpoint, by default the one that the engine names. Raises TilewrightError."""
-    model = model or find_model(run) if weights is None or transformers else model
+    model = model or (find_model(run) if transformers else None)
     sample = Sample(tuple(map(tuple, prompts))) if prompts else default_sample(run, seed)
     bench = Bench.of(run, weights or load_weights(run, model), sample, device=device)
     found = bench.check()
@@ -132,10 +132,11 @@ def find_model(run: Run) -> str:
     return run.engine.manifest.model.name
 
 
-def load_weights(run: Run, model: str | Path | None) -> Weights:
+def load_weights(run: Run, model: str | Path | None = None) -> Weights:
     """Raises TilewrightError where the checkpoint does not belong to the run's graph."""
     from tilewright.compiler import trace
 
+    model = model or find_model(run)
     graph = run.graph(0)
     length = run.engine.manifest.limits.max_sequence_len if run.engine else None
     dtype = run.engine.manifest.model.dtype if run.engine else compute_dtype(graph)

@@ -33,20 +33,26 @@ def run_again(record: PassRecord, limit: int | None = None) -> tuple[Graph, Repo
     return graph, report
 
 
-def build_engine(run: Run, graph: Graph, weights: Weights, out: Path) -> Path:
-    """An engine of a graph at any stage, for the run's target and limits; what no engine can be without is added. Raises TilewrightError."""
+def build_engine(
+    run: Run, graph: Graph, weights: Weights, out: Path, *, report: Report | None = None, dump: Path | None = None, again: str = ""
+) -> Path:
+    """An engine of a graph at any stage, for the run's target and limits; what no engine can be without is added. Raises TilewrightError.
+
+    report, dump and again: of the passes that made the graph, for its inspect folder.
+    """
     from tilewright.compiler import Optimized, build
     from tilewright.frontend.checkpoint import TOKENIZER_FILES
 
     if run.engine is None:
         raise EngineError(f"run {run.path}", "is a folder of dumps, which says neither target nor limits", "pass an engine directory")
     manifest, graph = run.engine.manifest, graph.copy()
-    report = PassManager(parse_pipeline(NEEDED) if graph.find("attention") else ()).run(graph)
+    needed = PassManager(parse_pipeline(NEEDED) if graph.find("attention") else ()).run(graph)
     files = tuple(file for name in TOKENIZER_FILES if (file := run.engine.path / name).is_file())
     limits = manifest.limits
     build(
-        Optimized(graph, report, weights, manifest.model, files), out, target=manifest.target, max_batch_size=limits.max_batch_size,
+        Optimized(graph, report or needed, weights, manifest.model, files), out, target=manifest.target, max_batch_size=limits.max_batch_size,
         max_input_len=limits.max_input_len, max_output_len=limits.max_output_len, max_tokens=limits.max_tokens, page_size=limits.page_size,
+        dump=dump, again=again,
     )  # fmt: skip
     return out
 
