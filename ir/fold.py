@@ -78,7 +78,12 @@ class Run:
 
 def fold_text(graph: Graph, *, note: str = "") -> str:
     """`print_graph` with runs of equal layers (period 1 to 8) as `repeat` blocks. `parse_graph` reads it back to an equal graph."""
-    return "\n".join(fold_lines(print_graph(graph, note=note).splitlines())) + "\n"
+    return fold_flat(print_graph(graph, note=note))
+
+
+def fold_flat(text: str) -> str:
+    """The same of what `print_graph` gave."""
+    return "\n".join(fold_lines(text.splitlines())) + "\n"
 
 
 def fold_lines(lines: list[str]) -> list[str]:

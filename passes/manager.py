@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tilewright.ir.errors import PassError, TilewrightError
 from tilewright.ir.events import Event, EventLog, Miss
-from tilewright.ir.fold import fold_text
+from tilewright.ir.fold import fold_flat
 from tilewright.ir.graph import Graph
+from tilewright.ir.printer import print_graph
 from tilewright.ir.records import print_records
 from tilewright.ir.verifier import verify
 from tilewright.passes.registry import Step, parse_pipeline, print_pipeline
@@ -89,7 +90,7 @@ class PassManager:
         return Report(print_pipeline(self.steps), tuple(rows), print_pipeline(self.steps[len(rows) :]))
 
     def _run_one(self, graph: Graph, number: int, step: Step, before: str) -> tuple[PassRow, str]:
-        """The row, and the text of the graph after the pass (empty without `dump`, as `before` is)."""
+        """The row, and the flat text of the graph after the pass (empty without `dump`, as `before` is)."""
         name = f"{number:02d}-{step.info.name}"
         num_events, num_misses = len(self.log.events), len(self.log.misses)
         num_ops, num_anchors = len(graph), len(graph.find(step.info.per_layer)) if step.info.per_layer else 0
@@ -113,24 +114,27 @@ class PassManager:
     def _dump_import(self, graph: Graph) -> str:
         if self.dump is None:
             return ""
-        text = fold_text(graph)
+        flat = print_graph(graph)
         self.dump.mkdir(parents=True, exist_ok=True)
-        _write(self.dump / "00-import.ir", text)
-        return text
+        _write(self.dump / "00-import.ir", fold_flat(flat))
+        return flat
 
     def _dump_row(self, name: str, before: str, graph: Graph, row: PassRow) -> str:
         if self.dump is None:
             return ""
-        after = fold_text(graph)
+        after = print_graph(graph)
         if row.events or row.misses:
             _write(self.dump / f"{name}.events.jsonl", print_records(row.events, row.misses))
-        _write(self.dump / f"{name}.{'same' if after == before else 'ir'}", "" if after == before else after)
+        if after == before:
+            _write(self.dump / f"{name}.same", "")
+        else:
+            _write(self.dump / f"{name}.ir", fold_flat(after))
         return after
 
     def _dump_crash(self, name: str, before: str, step: Step, failure: Exception) -> None:
         if self.dump is None:
             return
-        _write(self.dump / f"{name}.FAILED.ir", f"// run again: tilewright opt {name}.FAILED.ir -p '{step}'\n{before}")
+        _write(self.dump / f"{name}.FAILED.ir", f"// run again: tilewright opt {name}.FAILED.ir -p '{step}'\n{fold_flat(before)}")
         _write(self.dump / f"{name}.traceback.txt", "".join(traceback.format_exception(failure)))
 
 

@@ -1,5 +1,6 @@
 """Snapshots: they read back byte for byte, fold to little more than one layer, are written fast and small, and before anything can go wrong."""
 
+import os
 import subprocess
 import sys
 import time
@@ -143,6 +144,20 @@ def test_a_build_that_is_killed_in_a_pass_leaves_the_graph_before_it(tmp_path):
     assert [p.name for p in run.passes] == ["simplify", "raise-rms-norm"] and run.final.find("rms_norm")
     assert not list(left.glob("*.part")) and "in memory" in (left / "REPRO.sh").read_text()
     assert "raise-rms-norm" in str(run) and run["raise-rms-norm"].diff()
+
+
+def test_what_a_failed_build_left_fails_again_in_the_same_way(tmp_path):
+    model, pipeline = zoo.save("llama3", tmp_path / "model"), "simplify,raise-rms-norm,quantize{skip=head}"
+    with pytest.raises(tw.TilewrightError) as caught:
+        tw.compile(model, tmp_path / "engine", target="cpu", pipeline=pipeline, max_input_len=16, max_output_len=8)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    words = ["sh", tmp_path / "engine.failed" / "REPRO.sh", tmp_path / "again"]
+    again = subprocess.run(words, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and str(caught.value) in again.stderr
+    left = [sorted(f.name for f in (tmp_path / f"{name}.failed").iterdir()) for name in ("engine", "again")]
+    assert left[0] == left[1] and "03-quantize.FAILED.ir" in left[0]
+    graph = (tmp_path / "engine.failed" / "03-quantize.FAILED.ir").read_text()
+    assert is_same_structure(parse_graph(graph), load(tmp_path / "engine.failed").final)
 
 
 def test_a_pass_that_fails_leaves_the_graph_before_it_the_traceback_and_how_to_see_it_again(tmp_path):
