@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ def doubled(n: Node, table: Value, layout: str) -> Value:
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
 @claims("Attention")
-def _attention(n: Node) -> list[Value | None]:
+def _attention(n: Any) -> list[Value | None]:
     q, k, v = (n.value(i) for i in range(3))
     if is_one_request(n, q, k):
         return [raise_attention(n, q, k, v)]
@@ -60,14 +61,15 @@ def _attention(n: Node) -> list[Value | None]:
     return [result, k, v, seen][: n.num_outputs]
 
 
-def is_one_request(n: Node, q: Value, k: Value) -> bool:
-    """Causal, with no mask and no past, over tokens whose number is the step's."""
+def is_one_request(n: Any, q: Value, k: Value) -> bool:
+    """Causal, by itself or by a mask that is understood, with no past, over tokens whose number is the step's."""
     length = -2 if q.type.rank == 4 else 1
     alone = q.type.shape[0] == 1 and q.type.shape[length] == k.type.shape[length] == "T"
-    return bool(alone and n.attr("is_causal", 0) and n.num_outputs == 1 and not any(n.has(i) for i in range(3, 7)))
+    is_causal = n.mask() is not None or (n.attr("is_causal", 0) and not n.has(3))
+    return bool(alone and is_causal and n.num_outputs == 1 and not any(n.has(i) for i in range(4, 7)))
 
 
-def raise_attention(n: Node, q: Value, k: Value, v: Value) -> Value:
+def raise_attention(n: Any, q: Value, k: Value, v: Value) -> Value:
     """The IR's attention over q [T, heads * D]. left_window_size w sees w tokens before its own."""
     heads, kv_heads = (int(t.type.shape[1]) if t.type.rank == 4 else int(n.attr(name)) for t, name in ((q, "q_num_heads"), (k, "kv_num_heads")))
     flat = []
@@ -76,10 +78,12 @@ def raise_attention(n: Node, q: Value, k: Value, v: Value) -> Value:
         flat.append(reshape(n, rows, (rows.type.shape[1], fixed(n, product(n, rows.type.shape[2:])))))
     left, softcap = n.attr("left_window_size", -1), float(n.attr("softcap", 0.0))
     head_dim = int(flat[0].type.shape[1]) // heads
-    layers = getattr(n, "count_attention", int)()
+    mask = n.mask()
+    windows = [w for w in (left + 1 if left >= 0 else None, mask.window if mask else None) if w is not None]
+    slopes = n.constant(torch.tensor(mask.slopes)) if mask and mask.slopes else None
     made = n.emit(
-        "attention", *flat, heads=heads, kv_heads=kv_heads, scale=float(n.attr("scale", 1 / math.sqrt(head_dim))), layer=layers,
-        window=left + 1 if left >= 0 else None, softcap=softcap or None,
+        "attention", *flat, slopes, heads=heads, kv_heads=kv_heads, scale=float(n.attr("scale", 1 / math.sqrt(head_dim))),
+        layer=n.count_attention(), window=min(windows, default=None), softcap=softcap or None,
     )  # fmt: skip
     if q.type.rank == 3:
         return reshape(n, made, (1, *made.type.shape))

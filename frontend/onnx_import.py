@@ -1,14 +1,13 @@
 """An ONNX decoder as a Graph with the weights behind it. Which operators are read is in the tables onnx_pointwise, onnx_layout, onnx_products, …
 
 Control flow, sequences and caches are not read: a model that keeps keys and values is exported without them first. Attention over one request,
-causal and without a mask, becomes the IR's attention, which an engine can page; any other is written out. Token ids may not be negative.
+causal, becomes the IR's attention, which an engine can page; any other is written out. Token ids may not be negative.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +15,11 @@ from tilewright.ir.errors import TraceError
 from tilewright.ir.extras import require
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
-from tilewright.ir.types import Bounds
 from tilewright.ir.weights import Weights
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-
-MAX_SIZE = 1 << 16  # of a symbol whose bounds the file does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +82,3 @@ def stands_for(function: Any) -> str | None:
 
     told = {p.key: p.value for p in function.metadata_props}.get("tilewright.op")
     return told if function.domain == "tilewright" and told in OPS else None
-
-
-@dataclass(slots=True)
-class Names:
-    """IR names for ONNX names."""
-
-    graph: Graph
-    _symbols: dict[str, str] = field(default_factory=dict)
-
-    def value(self, name: str) -> str:
-        return self.graph.fresh_name(re.sub(r"[^\w./<>-]", "_", name).strip("/") or "value")
-
-    def symbol(self, name: str) -> str:
-        word = re.sub(r"\W", "_", name)
-        return word if re.match(r"[A-Za-z_]", word) else f"d{word}"
-
-
-def read_bounds(told: Mapping[str, str], symbol: str) -> Bounds:
-    match = re.fullmatch(r"(\d+)\.\.(\d+)", told.get(f"tilewright.dim.{symbol}", ""))
-    return Bounds(int(match[1]), int(match[2])) if match else Bounds(1, MAX_SIZE)
-
-

@@ -17,13 +17,15 @@ import tilewright.frontend.onnx_layout
 import tilewright.frontend.onnx_pointwise
 import tilewright.frontend.onnx_products
 import tilewright.frontend.onnx_quantize  # noqa: F401  # these are imported for what they register
-from tilewright.frontend.onnx_import import Names, read_bounds, stands_for
+from tilewright.frontend.onnx_import import stands_for
+from tilewright.frontend.onnx_masks import Mask, needed_nodes, read_masks
+from tilewright.frontend.onnx_names import Names, drop_dead, read_bounds, rename
 from tilewright.frontend.onnx_sizes import fold_sizes
 from tilewright.frontend.onnx_table import CLAIMS, Result, Shape, Sizes
 from tilewright.frontend.onnx_tensors import OnnxWeights, dtype_of, read_tensor
 from tilewright.ir.errors import GraphError, TraceError
 from tilewright.ir.graph import Graph, Value
-from tilewright.ir.opdef import OPS, Attr, suggest
+from tilewright.ir.opdef import OPS, Attr
 from tilewright.ir.reference import DTYPE_NAMES
 from tilewright.ir.types import Dim, Loc, TensorType
 from tilewright.ir.verifier import verify
@@ -44,6 +46,7 @@ class Importer:
         self.slots: dict[str, Value | Sizes | TensorProto] = {}
         self.sources: dict[str, TensorProto | Tensor] = {}
         self.onnx_types = _types(proto)
+        self.masks: dict[str, Mask] = {}  # that are understood
         self.encoded: dict[Value, tuple[Value, Value]] = {}  # dequantized weights: their integers and scales
 
     def run(self) -> Graph:
@@ -56,7 +59,8 @@ class Importer:
         self._name_symbols(inputs)
         for info in inputs:
             self._add_input(info)
-        for node in graph.node:
+        self.masks = read_masks(self.proto, {n: v.type for n, v in self.slots.items() if isinstance(v, Value)})
+        for node in needed_nodes(self.proto, self.masks):
             self._visit(node)
         self.graph.outputs = [self.value(o.name) for o in graph.output]
         drop_dead(self.graph)
@@ -191,7 +195,7 @@ class NodeView:
         if self.proto.domain not in ("", "ai.onnx"):
             raise self.refuse(f"is of the domain {self.proto.domain}; only standard operators are read")
         if self.op_type not in CLAIMS:
-            raise self.refuse(f"is not in the table of operators ({suggest(self.op_type, CLAIMS)})"[:160])
+            raise self.refuse("is not in the table of operators that are read")
         folded = fold_sizes(self)
         if folded is not None:
             return folded if isinstance(folded, list) else [folded]
@@ -259,6 +263,10 @@ class NodeView:
         name = self.proto.input[index]
         return self.importer.onnx_types.get(name, TensorProto.UINT8)
 
+    def mask(self) -> Mask | None:
+        """What the mask of an Attention node says, where that is understood."""
+        return self.importer.masks.get(self.proto.input[3]) if self.has(3) else None
+
     def count_attention(self) -> int:
         return len(self.importer.graph.find("attention"))
 
@@ -279,25 +287,3 @@ def read_attribute(attribute: AttributeProto) -> Any:
     if attribute.type == AttributeProto.FLOAT:
         return float(str(np.float32(value)))
     return value.decode() if isinstance(value, bytes) else value
-
-
-def rename(graph: Graph, told: Mapping[Value, str]) -> Graph:
-    """A copy whose values have other names."""
-    twin = Graph(graph.name, graph.dims)
-    names = Names(twin)
-    values: dict[Value, Value] = {v: twin.add_input(v.name, v.type) for v in graph.inputs}
-    values |= {v: twin.add_param(name, v.type) for name, v in graph.params.items()}
-    for op in graph.ops:
-        operands = [None if v is None else values[v] for v in op.operands]
-        results = [names.value(told.get(v, v.name)) for v in op.results]
-        values.update(zip(op.results, twin.emit(op.definition, operands, op.attrs, names=results, loc=op.loc).results))
-    twin.outputs = [values[v] for v in graph.outputs]
-    return twin
-
-
-def drop_dead(graph: Graph) -> None:
-    for op in reversed(graph.ops):
-        if not any(v.users or v in graph.outputs for v in op.results):
-            graph.erase(op)
-    for name in [name for name, value in graph.params.items() if not value.users and value not in graph.outputs]:
-        graph.drop_param(name)

@@ -32,6 +32,25 @@ def test_what_was_exported_comes_back_equal(name, stage, staged, tmp_path):
         assert torch.equal(logits(again, step), logits(back, step))
 
 
+@pytest.mark.parametrize("name", ["gemma2", "falcon_alibi", "mistral", "gpt_neox", "qwen3"])
+def test_windows_caps_and_slopes_are_read_from_the_mask(name, staged, tmp_path):
+    model = staged(name, "semantic")
+    back = import_onnx(tw.export_onnx(model, tmp_path / "one.onnx"))
+    kept = [[op.attrs[a] for a in ("window", "softcap", "heads", "kv_heads", "layer")] for op in back.graph.find("attention")]
+    assert kept == [[op.attrs[a] for a in ("window", "softcap", "heads", "kv_heads", "layer")] for op in model.graph.find("attention")]
+    for step in fresh_steps((1, 40)):
+        torch.testing.assert_close(logits(back, step), logits(model, step), rtol=1e-6, atol=1e-6)
+
+
+def test_a_mask_that_values_decide_is_no_window():
+    nodes = [
+        helper.make_node("Cast", ["m"], ["seen"], to=TensorProto.BOOL),
+        helper.make_node("Attention", ["x", "x", "x", "seen"], ["y"], q_num_heads=2, kv_num_heads=2),
+    ]
+    model = import_onnx(make(nodes, [("x", TensorProto.FLOAT, [1, 5, 8]), ("m", TensorProto.INT64, [5, 5])]))
+    assert not model.graph.find("attention") and model.graph.find("where")
+
+
 def test_a_second_round_trip_changes_nothing(staged, tmp_path):
     first = import_onnx(tw.export_onnx(staged("llama2", "semantic"), tmp_path / "one.onnx"))
     second = import_onnx(tw.export_onnx(first, tmp_path / "two.onnx"))
