@@ -23,6 +23,7 @@ def register(commands: typer.Typer) -> None:
     """Adds the commands of this file."""
     commands.command()(check)
     commands.command()(bisect)
+    commands.command()(reduce)
     commands.command()(replay)
 
 
@@ -73,6 +74,25 @@ def bisect(
     ladder = Bisection(open_bench(run, model, prompts), Gate.parse(gate) if gate else Gate(()), out, model)
     found = BlackBox(ladder, judge_by(command)).find() if command else ladder.find()
     print(found or "the gate holds: nothing to find")
+    sys.exit(0 if found is None else 1)
+
+
+def reduce(
+    run: RunPath,
+    gate: Annotated[str, typer.Option("--gate", help='conditions that must hold, such as "kl<1e-3, top1>=0.99"')],
+    model: ModelPath = None,
+    prompts: Prompts = None,
+    out: Annotated[Path, typer.Option("--output", "-o", help="folder for repro.py and best.ir")] = Path("reduced"),
+    seconds: Annotated[float, typer.Option(help="after which the best so far is kept")] = 120.0,
+) -> None:
+    """Find the smallest graph on which the guilty pass still does its fault; exit code 1 where there is one."""
+    from tilewright.inspect.bisect import Bisection
+    from tilewright.inspect.metrics import Gate
+    from tilewright.inspect.reduce import Reduction
+
+    asked = Gate.parse(gate)
+    found = Reduction(Bisection(open_bench(run, model, prompts), asked, out, model), seconds).find()
+    print(found or "the gate holds: nothing to reduce")
     sys.exit(0 if found is None else 1)
 
 

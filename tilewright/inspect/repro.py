@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
@@ -94,14 +95,19 @@ def error(limit):
     return float((found[1] - found[0]).norm() / found[0].norm().clamp_min(1e-30)), len(row.events)
 
 
+def verdict():
+    """How far VALUE moves, and how far it may."""
+    wrong, count = error(LIMIT)
+    clean = error(count - 1)[0] if count > 1 else 0.0
+    return wrong, max({tolerance!r}, 4 * clean)
+
+
 def main():
     if SOURCE and PASS.partition("{{")[0] not in load_passes():
         spec = importlib.util.spec_from_file_location(*SOURCE)
         sys.modules[SOURCE[0]] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    wrong, count = error(LIMIT)
-    clean = error(count - 1)[0] if count > 1 else 0.0
-    allowed = max({tolerance!r}, 4 * clean)
+    wrong, allowed = verdict()
     print(f"{{PASS}} moves %{{VALUE}} by {{wrong:.2e}} (relative); {{allowed:.2e}} is rounding")
     return 0 if wrong <= allowed else 1
 
@@ -142,6 +148,13 @@ def fails(file: Path) -> bool:
     """Whether the file finds the fault: exit code 1, told apart from a crash by what it prints."""
     ended = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=TIMEOUT)
     return ended.returncode == 1 and "is rounding" in ended.stdout
+
+
+def measure(text: str) -> tuple[float, float]:
+    """What the file would find, in this process: how far the value moves, and how far it may. Raises what the file raises."""
+    namespace: dict[str, Any] = {"__name__": "repro"}
+    exec(compile(text, "repro.py", "exec"), namespace)
+    return namespace["verdict"]()
 
 
 def source_of(step: Step) -> tuple[str, str] | None:
