@@ -95,6 +95,13 @@ class Runner:
         sampled = self._launch_decode(step, program) if program else self._launch_ragged(step)
         return self._fetch(sampled, len(step.sampling))
 
+    def bound_decode(self, size: int) -> BoundProgram:
+        """The program of the last decode step of about that many sequences, as it was bound: for whoever times its launches again."""
+        fitting = [decode.bound for rows, decode in sorted(self._decodes.items()) if rows >= size]
+        if not fitting:
+            raise EngineError("runner", f"no decode step of {size} sequences has run", "run one before")
+        return fitting[0]
+
     def _launch_decode(self, step: Step, program: Program) -> Sampled:
         size = self._decode_size(step)
         dims = StepDims(size, size, size)

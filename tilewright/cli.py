@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tilewright import cli_check, cli_kernel, cli_onnx, cli_passes, cli_read
+from tilewright import cli_check, cli_kernel, cli_onnx, cli_passes, cli_profile, cli_read
 from tilewright.ir.errors import TilewrightError
 
 commands = typer.Typer(
@@ -289,4 +289,5 @@ cli_check.register(commands)
 cli_kernel.register(commands)
 cli_onnx.register(commands)
 cli_passes.register(commands)
+cli_profile.register(commands)
 cli_read.register(commands)

@@ -20,7 +20,6 @@ from tilewright.runtime import LLM, SamplingParams
 
 READ_BYTES = 4 << 30  # read by one measurement of the limit; far more than any cache holds
 READ_BLOCK = 8192  # elements of one load of that measurement
-POSITION_TABLE_WIDTH = 512  # columns of a rotary table at most; wider weights of as many rows are read whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +86,19 @@ def bytes_per_token(manifest: Manifest) -> int:
 
 
 def weights_read_whole(manifest: Manifest, program: Program) -> set[str]:
+    """Names of weights of which a step reads all; of a table that is gathered from (by token id, or by position) it reads a row for each token."""
     shapes = {w.name: w.shape for w in manifest.weights}
+    parameters = {kernel.name: [name for name, _ in kernel.parameters] for kernel in manifest.kernels}
     read: set[str] = set()
     for launch in program.launches:
-        steps = {arg.name for arg in launch.args if arg.kind == "step"}
-        for name in (arg.name for arg in launch.args if arg.kind == "weight"):
-            shape = shapes[name]
-            is_embedding = "ids" in steps and len(shape) == 2 and shape[0] >= manifest.model.vocab_size
-            is_narrow = len(shape) == 2 and shape[1] <= POSITION_TABLE_WIDTH
-            is_position_table = is_narrow and ("positions" in steps or shape[0] >= manifest.model.max_positions)
-            if not is_embedding and not is_position_table:
-                read.add(name)
+        looks_up = any(arg.kind == "step" and arg.name == "ids" for arg in launch.args)
+        for arg, parameter in zip(launch.args, parameters[launch.kernel]):
+            if arg.kind != "weight":
+                continue
+            shape = shapes[arg.name]
+            is_embedding = looks_up and len(shape) == 2 and shape[0] >= manifest.model.vocab_size
+            if not is_embedding and not parameter.startswith("table"):  # what plans call what `gather_rows` reads
+                read.add(arg.name)
     return read
 
 

@@ -1,0 +1,40 @@
+"""`tilewright profile`: where the time of a decode step goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tilewright.ir.errors import TilewrightError
+
+
+def register(commands: typer.Typer) -> None:
+    commands.command()(profile)
+
+
+def profile(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="directory that `tilewright build` wrote")],
+    batch: Annotated[int, typer.Option(min=1, help="sequences that decode together")] = 1,
+    context: Annotated[int | None, typer.Option(help="tokens that each of them has (default: 384, or what the engine takes)")] = None,
+    layer: Annotated[int | None, typer.Option(help="the launches of this layer, in order")] = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write a trace for Perfetto")] = None,
+) -> None:
+    """Time every launch of a decode step, and say which modules it computes and how near it is to the machine's limit."""
+    from tilewright.inspect.profile import print_profile, profile_decode, to_trace
+    from tilewright.measure import measure_read_limit
+    from tilewright.runtime import LLM
+    from tilewright.show import print_text
+
+    llm = LLM(engine)
+    limits = llm.manifest.limits
+    limit = measure_read_limit() if llm.engine.backend.device.type == "cuda" else None
+    found = profile_decode(llm, batch=batch, context=context or min(384, limits.max_input_len + limits.max_output_len - 1), limit=limit)
+    print_text(print_profile(found, layer=layer))
+    if trace is not None:
+        try:
+            trace.write_text(json.dumps(to_trace(found)), encoding="utf-8")
+        except OSError as error:
+            raise TilewrightError(str(trace), f"cannot be written ({error.strerror})", "choose another file") from error

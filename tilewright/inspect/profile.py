@@ -1,0 +1,240 @@
+"""Where the time of a decode step goes: each launch with its region and modules, the bytes that it must move, and its share of the machine's limit.
+
+On a GPU the launches are replayed in a CUDA graph, as the runtime does it, and read back from CUPTI; on the CPU each is timed by itself.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import torch
+
+from tilewright.codegen.provenance import fold_paths, join_siblings
+from tilewright.ir.errors import EngineError
+from tilewright.ir.manifest import Launch, Limits, Manifest, Program
+from tilewright.ir.types import ITEM_BYTES
+from tilewright.measure import random_prompt, weights_read_whole
+from tilewright.runtime import LLM, SamplingParams
+from tilewright.runtime.program_binder import BoundProgram
+
+REPEAT = 20  # steps measured; the median counts
+SETTLE = 3  # steps before them
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchTime:
+    launch: Launch
+    us: float  # until it had ended, from when the launch before it had: what it adds to the step
+    num_bytes: int  # that it must read and write at least, each once
+    operations: int  # of its product or attention; 0 where it has neither
+
+    def share(self, limit: float | None) -> float | None:
+        """Of the time that moving its bytes takes at `limit` bytes a second."""
+        return self.num_bytes / limit / (self.us / 1e6) if limit and self.us else None
+
+    def wasted_us(self, limit: float | None) -> float | None:
+        return self.us - self.num_bytes / limit * 1e6 if limit else None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    program: str
+    batch: int
+    context: int  # keys of each sequence
+    times: tuple[LaunchTime, ...]
+    step_us: float  # of the launches together: on a GPU, one replay of their graph
+    wall_us: float  # of a whole step as the runtime runs it, sampling and host among it
+    limit: float | None  # bytes a second that the machine reads at most; None where it is not known
+
+    @property
+    def sum_us(self) -> float:
+        return sum(t.us for t in self.times)
+
+
+def profile_decode(llm: LLM, *, batch: int, context: int, limit: float | None = None) -> Profile:
+    """Profiles the program that decodes `batch` sequences which have `context` tokens each. Raises EngineError where that does not fit."""
+    limits = llm.manifest.limits
+    if not 1 <= batch <= limits.max_batch_size:
+        raise EngineError("profile", f"batch is {batch}, this engine has max_batch_size={limits.max_batch_size}", "pass a smaller batch")
+    wall = _decode(llm, batch, *_lengths(limits, batch, context))
+    bound = llm.runner.bound_decode(batch)
+    keys = int(bound.step["context_len"][:batch].float().mean())
+    added, step = _time_on_gpu(bound) if llm.engine.backend.device.type == "cuda" else _time_on_cpu(bound)
+    times = [LaunchTime(launch, us, *_work(llm.manifest, bound.program, launch, batch, keys)) for launch, us in zip(bound.program.launches, added)]
+    return Profile(bound.program.name, batch, keys, tuple(times), step, wall, limit)
+
+
+def _lengths(limits: Limits, batch: int, context: int) -> tuple[int, int]:
+    """Tokens of each prompt and of its output, so that all sequences decode together when they have about `context` tokens."""
+    staggered = batch * context // limits.max_tokens + SETTLE  # steps from the first prompt's end to the last one's
+    longest = limits.max_input_len + limits.max_output_len
+    if not 2 <= context < longest:
+        raise EngineError("profile", f"context is {context}, this engine has room for 2 to {longest - 1}", "pass one in between")
+    prompt = min(max(1, context - staggered), limits.max_input_len)
+    output = max(context - prompt, staggered) + 2
+    if output > limits.max_output_len:
+        remedy = "pass a smaller batch or context, or build with a larger max_tokens or max_output_len"
+        raise EngineError("profile", f"{batch} sequences of {context} tokens decode together after {output} tokens each", remedy)
+    return prompt, output
+
+
+def _decode(llm: LLM, batch: int, prompt_len: int, num_tokens: int) -> float:
+    """Leaves the runtime with a decode step of the batch behind it; the median microseconds of its last steps."""
+    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    left = {llm.add_request(random_prompt(llm.manifest.model.vocab_size, prompt_len, seed=i), params) for i in range(batch)}
+    stamps: list[float] = []
+    while left:
+        outputs = llm.step()
+        left -= {output.request_id for output in outputs if output.finished}
+        if len(outputs) == batch:
+            stamps.append(time.perf_counter())
+    gaps = [b - a for a, b in pairwise(stamps)]
+    return statistics.median(gaps[-REPEAT:]) * 1e6 if gaps else 0.0
+
+
+# -- timing ---------------------------------------------------------------------------------------------------------------------
+def _time_on_cpu(bound: BoundProgram) -> tuple[list[float], float]:
+    runs: list[list[float]] = []
+    for _ in range(SETTLE + REPEAT):
+        stamps = [time.perf_counter()]
+        for launch in bound.launches:
+            launch.run(0)
+            stamps.append(time.perf_counter())
+        runs.append([(b - a) * 1e6 for a, b in pairwise(stamps)])
+    kept = runs[SETTLE:]
+    return [statistics.median(column) for column in zip(*kept)], statistics.median(map(sum, kept))
+
+
+def _time_on_gpu(bound: BoundProgram) -> tuple[list[float], float]:
+    """One graph of the step's launches, replayed under torch's profiler; and, without it, between two events."""
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        bound.run(stream.cuda_stream)
+        stream.synchronize()
+        graph.capture_begin()
+        bound.run(stream.cuda_stream)
+        graph.capture_end()
+        replay_us = _time_replays(graph, stream)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            for _ in range(SETTLE + REPEAT):
+                graph.replay()
+            stream.synchronize()
+    spans = [(e.time_range.start, e.time_range.end) for e in profiler.events() or () if e.device_type.name == "CUDA"]
+    return attribute_time(spans, len(bound.launches)), replay_us
+
+
+def _time_replays(graph: torch.cuda.CUDAGraph, stream: Any) -> float:
+    times = []
+    for _ in range(SETTLE + REPEAT):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        graph.replay()
+        stop.record(stream)
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) * 1e3)
+    return statistics.median(times[SETTLE:])
+
+
+def attribute_time(spans: Sequence[tuple[float, float]], num_launches: int) -> list[float]:
+    """Median microseconds that each launch adds to a step. spans: start and end of each kernel, of whole steps one after the other.
+
+    A launch that starts early and waits overlaps with the one before it, so that what it adds runs from one end to the next.
+    """
+    ordered = sorted(spans)
+    if not ordered or len(ordered) % num_launches:
+        problem = f"recorded {len(ordered)} kernels, steps have {num_launches} launches"
+        raise EngineError("profile", problem, "another program uses this GPU, or the recording was cut: run it again")
+    steps = [ordered[i : i + num_launches] for i in range(0, len(ordered), num_launches)][SETTLE:] or [ordered[-num_launches:]]
+    return [statistics.median(step[i][1] - (step[i - 1][1] if i else step[0][0]) for step in steps) for i in range(num_launches)]
+
+
+# -- what a launch must do ------------------------------------------------------------------------------------------------------
+def _work(manifest: Manifest, program: Program, launch: Launch, batch: int, context: int) -> tuple[int, int]:
+    """Bytes and operations of a launch for `batch` tokens, each of a sequence of `context` keys."""
+    whole = weights_read_whole(manifest, program)
+    weights = {w.name: w for w in manifest.weights}
+    buffers = {b.name: b for b in program.buffers}
+    size = Sizes(batch, manifest.limits.max_pages_per_sequence)
+    num_bytes = operations = 0
+    for arg in launch.args:
+        if arg.kind == "buffer":
+            buffer = buffers[arg.name]
+            num_bytes += prod(size(d) for d in buffer.shape) * ITEM_BYTES[buffer.dtype]
+        elif arg.kind == "weight":
+            weight = weights[arg.name]
+            count = prod(weight.shape)
+            num_bytes += (count if arg.name in whole else count // weight.shape[0] * batch) * ITEM_BYTES[weight.dtype]
+            operations += 2 * count * batch if arg.name in whole and len(weight.shape) == 2 else 0
+        elif arg.kind in ("k_cache", "v_cache"):
+            layer = manifest.cache.layers[int(arg.name)]
+            width = layer.num_heads * (layer.head_dim if arg.kind == "k_cache" else layer.value_dim)
+            reads = any(other.name == "context_len" for other in launch.args)
+            num_bytes += batch * (context if reads else 1) * width * ITEM_BYTES[manifest.cache.dtype]
+            operations += 2 * batch * context * width if reads else 0  # of one query head for each key-value head: at least
+    return num_bytes, operations
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a dim of a buffer's shape stands for in a decode of `batch` sequences."""
+
+    batch: int
+    pages: int
+
+    def __call__(self, dim: int | str) -> int:
+        return dim if isinstance(dim, int) else self.pages if dim == "P" else self.batch
+
+
+# -- text -----------------------------------------------------------------------------------------------------------------------
+def print_profile(profile: Profile, *, layer: int | None = None) -> str:
+    """Kernels by the time that they add to a step, equal ones together; or the launches of one layer in order."""
+    head = f"program {profile.program}: {profile.batch} sequences of {profile.context} tokens"
+    shown = f", read limit {profile.limit / 1e12:.2f} TB/s" if profile.limit else ""
+    gap = profile.wall_us - profile.step_us
+    lines = [
+        f"{head}{shown}",
+        f"  launches one by one {profile.sum_us:.1f} us, together {profile.step_us:.1f} us, a step with sampling and host {profile.wall_us:.1f} us "
+        f"({gap / profile.wall_us:.0%} of it outside of the launches)" if profile.wall_us else "",
+        "",
+        f"  {'us':>8} {'count':>5} {'each':>7} {'MB':>8} {'of limit':>8} {'wasted us':>9}  kernel",
+    ]
+    rows = [[t] for t in profile.times if layer in _layers(t.launch)] if layer is not None else _by_kernel(profile.times)
+    return "\n".join([*lines, *(_print_row(row, profile.limit) for row in rows)]) + "\n"
+
+
+def _by_kernel(times: Sequence[LaunchTime]) -> list[list[LaunchTime]]:
+    groups: dict[str, list[LaunchTime]] = {}
+    for item in times:
+        groups.setdefault(item.launch.kernel, []).append(item)
+    return sorted(groups.values(), key=lambda group: -sum(t.us for t in group))
+
+
+def _layers(launch: Launch) -> list[int]:
+    return [int(word) for module in launch.modules for word in module.split(".") if word.isdigit()]
+
+
+def _print_row(group: list[LaunchTime], limit: float | None) -> str:
+    total, size = sum(t.us for t in group), sum(t.num_bytes for t in group)
+    share = f"{size / limit / (total / 1e6):8.0%} {total - size / limit * 1e6:9.1f}" if limit and total else f"{'-':>8} {'-':>9}"
+    modules = list(dict.fromkeys(module for t in group for module in t.launch.modules))
+    where = ", ".join(join_siblings(fold_paths(modules)))
+    return f"  {total:8.1f} {len(group):5d} {total / len(group):7.2f} {size / len(group) / 1e6:8.2f} {share}  {group[0].launch.kernel}   {where}"
+
+
+def to_trace(profile: Profile) -> dict[str, Any]:
+    """The step as a trace that Perfetto and chrome://tracing open: one track, a slice for each launch."""
+    events, now = [], 0.0
+    for item in profile.times:
+        args = {"region": item.launch.region, "modules": list(item.launch.modules), "bytes": item.num_bytes, "operations": item.operations}
+        events.append({"name": item.launch.kernel, "ph": "X", "ts": now, "dur": item.us, "pid": 0, "tid": 0, "args": args})
+        now += item.us
+    return {"traceEvents": events, "displayTimeUnit": "ns"}
+
+
