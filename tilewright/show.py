@@ -14,7 +14,7 @@ from tilewright.inspect.text import align
 from tilewright.ir.errors import EngineError, ParseError, PassError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph, Op
-from tilewright.ir.manifest import MANIFEST_FILE, Kernel
+from tilewright.ir.manifest import Kernel
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.printer import HEADER, print_graph, print_op
@@ -25,10 +25,11 @@ from tilewright.passes.registry import PassInfo, load_passes
 def render(what: Path, stage: str | None, *, layer: int | None, flat: bool, op: str | None = None) -> str:
     """Text of an .ir file or of a stage of a run. Raises ParseError and EngineError."""
     if what.is_dir():
-        if stage in ("kernels", "passes") and (what / MANIFEST_FILE).is_file():
-            engine = Engine.open(what)
-            return kernel_table(engine) if stage == "kernels" else f"{engine}\n{load(what)}"
+        if stage == "kernels":
+            return kernel_table(Engine.open(what))
         run = load(what)
+        if stage == "passes":
+            return f"{run.engine}\n{run}" if run.engine else str(run)
         number = choose_stage(run, stage)
         graph, note = run.graph(number), f"after pass {run[number].title}" if number else "import"
     elif stage is not None:

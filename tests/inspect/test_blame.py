@@ -54,6 +54,12 @@ def test_a_kernel_tells_its_launches_values_modules_rules_and_cut():
     assert str(run.blame(name.rpartition("_")[0])) == text
 
 
+def test_a_module_comes_before_the_kernel_that_is_named_after_it():
+    run = engine_run("llama3")
+    (kernel,) = [k.name for k in run.engine.manifest.kernels if k.name.startswith("lm_head_")]
+    assert isinstance(run.blame("lm_head"), ModuleFate) and isinstance(run.blame(kernel), KernelOrigin)
+
+
 def test_a_module_tells_its_kernels_values_and_events():
     run = engine_run("llama3")
     fate = run.blame("model.layers.1.mlp.down_proj")

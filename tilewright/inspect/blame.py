@@ -103,18 +103,25 @@ class History(Readable):
 
 # -- finding --------------------------------------------------------------------------------------------------------------------
 def blame(run: Run, name: str) -> Readable:
-    """A kernel, a tensor, or a module and what is inside it; a name may be both of the last. Raises EngineError for a name that is none."""
-    from tilewright.inspect.blame_places import KernelOrigin, ModuleFate, find_kernel, module_paths
+    """A kernel, a module and what is inside it, or a tensor; a module and its result may share a name, and are told together.
 
-    kernel = find_kernel(run, name)
-    if kernel is not None:
-        return KernelOrigin(run, kernel)
+    A kernel may be named without its hash, where nothing else has that name. Raises EngineError for a name that is none.
+    """
+    from tilewright.inspect.blame_places import KernelOrigin, ModuleFate, find_kernels, module_paths
+
+    kernels = find_kernels(run, name)
+    if name in kernels:
+        return KernelOrigin(run, kernels[name])
     bare, paths = name.lstrip("%@"), module_paths(run)
     has_tensor = any(graph.find_value(bare) for _, graph in stages(run))
     if bare in paths and not name.startswith(("%", "@")):
         return ModuleFate(run, bare, Tensor(run, bare) if has_tensor else None)
     if has_tensor:
         return Tensor(run, bare)
+    if kernels:
+        if len(kernels) > 1:
+            raise EngineError(f"run {run.path}", f"{name!r} begins the names of {len(kernels)} kernels", ", ".join(kernels))
+        return KernelOrigin(run, *kernels.values())
     known = {v.name for _, graph in stages(run) for v in graph.values()} | set(paths)
     raise EngineError(f"run {run.path}", f"no tensor, kernel or module {name!r}", nearest(bare, sorted(known), LISTED.format(run.path)))
 

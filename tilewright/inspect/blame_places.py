@@ -11,21 +11,15 @@ from tilewright.inspect.layers import few, group
 from tilewright.inspect.manifest import RegionRecord
 from tilewright.inspect.run import PassRecord, Run
 from tilewright.inspect.text import Readable, align
-from tilewright.ir.errors import EngineError
 from tilewright.ir.events import Event
 from tilewright.ir.graph import Graph, Op
 from tilewright.ir.manifest import Kernel
 
 
-def find_kernel(run: Run, name: str) -> Kernel | None:
-    """By its name, or by a beginning of it that ends before the hash. Raises EngineError for one that begins several."""
-    kernels = {k.name: k for k in run.engine.manifest.kernels} if run.engine else {}
-    if name in kernels:
-        return kernels[name]
-    found = [k for known, k in kernels.items() if known.rpartition("_")[0] == name]
-    if len(found) > 1:
-        raise EngineError(f"run {run.path}", f"{name!r} begins the names of {len(found)} kernels", ", ".join(k.name for k in found))
-    return found[0] if found else None
+def find_kernels(run: Run, name: str) -> dict[str, Kernel]:
+    """Those of that name, with or without their hash."""
+    kernels = run.engine.manifest.kernels if run.engine else ()
+    return {k.name: k for k in kernels if name in (k.name, k.name.rpartition("_")[0])}
 
 
 def module_paths(run: Run) -> dict[str, None]:
