@@ -106,10 +106,11 @@ def reproduce(model: Any, *, dtype: Any, quantize: str | None, target: str, pipe
     switches = {"PASSES": found.passes, "OPT_LIMIT": found.opt_limit, "NO": ",".join(found.no)}
     env = "".join(f"TILEWRIGHT_{name}={shlex.quote(str(value))} " for name, value in switches.items() if value not in ("", None))
     program = f"env {env}tilewright" if env else "tilewright"
-    return f'#!/bin/sh\n# Builds this engine again: sh REPRO.sh OUT\nexec {program} build {_quote_path(str(model))} "$1" {flags}\n'
+    return f'#!/bin/sh\n# Builds this engine again: sh REPRO.sh OUT\nexec {program} build {quote_path(str(model))} "$1" {flags}\n'
 
 
-def _quote_path(path: str) -> str:
+def quote_path(path: str) -> str:
+    """For a shell, without naming the home directory."""
     home = f"{Path.home()}/"
     return f'"$HOME"/{shlex.quote(path.removeprefix(home))}' if path.startswith(home) else shlex.quote(path)
 

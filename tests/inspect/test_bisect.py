@@ -145,3 +145,10 @@ def test_a_faulty_kernel_is_named_with_its_launch(tmp_path):
     assert found.where == f"kernel {kernel.name}" and found.place.endswith("mlp.down_proj")
     assert ", launch " in str(found) and f"{found.siblings} sibling launches clean; repro: " in str(found)
     assert run_alone(found.repro).returncode == 1
+
+
+def test_a_run_is_checked_and_bisected_by_its_methods(tmp_path):
+    run = spoiled_run(EVENTS)
+    found = run.bisect("rel<1e-4", out=tmp_path / "gate")
+    assert (found.event, found.siblings) == (EVENTS, EVENTS - 1)
+    assert len(run.check(weights=studied.traced("qwen2").weights).red) == 1

@@ -192,3 +192,11 @@ def test_the_rows_are_kept_as_json_lines(tmp_path, qwen2):
     assert {file.name for file in tmp_path.iterdir()} == {"passes.jsonl", "values.jsonl", "launches.jsonl"}
     assert len((tmp_path / "values.jsonl").read_text().splitlines()) == len(found.values)
     assert found.by_pass()[0].name == "import" and len(found.worst(3)) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_compiled_kernels_are_checked_on_the_gpu(quantize):
+    run = studied.run_of("qwen2", target="cuda", dtype=torch.bfloat16, quantize=quantize)
+    found = studied.bench_of(run, "qwen2", torch.bfloat16).check()
+    assert found.red == [] and found.engine.top1 > 0.9

@@ -11,13 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tilewright.inspect.bisect import Bisection, describe_event, refuse_flaky
+from tilewright.inspect.check import Bench, load_weights
 from tilewright.inspect.finding import Finding
-from tilewright.inspect.metrics import GateError
+from tilewright.inspect.metrics import Gate, GateError
 from tilewright.inspect.numerics import changed_numbers
 from tilewright.inspect.resume import NEEDED, build_engine, find_first, num_questions, run_again
 from tilewright.inspect.run import PassRecord, Run
 from tilewright.ir.errors import EngineError, TilewrightError
 from tilewright.ir.graph import Graph
+from tilewright.ir.weights import Weights
 
 Judge = Callable[[Path], str]  # why an engine is bad; empty where it is good
 SKIP = 125  # exit code of a command that cannot tell, as git bisect has it
@@ -89,6 +91,14 @@ class BlackBox:
         except TilewrightError as error:
             error.add_note(f"no engine can be built after pass {key}, so it cannot be asked; bisect with --gate, which needs none")
             raise
+
+
+def bisect(run: Run, judge: str | Callable[[Path], bool], *, out: Path, model: str | None = None, weights: Weights | None = None) -> Finding | None:
+    """judge: a gate, or a function of an engine that is True for a good one. Raises TilewrightError."""
+    bench = Bench.of(run, weights or load_weights(run, model))
+    if isinstance(judge, str):
+        return Bisection(bench, Gate.parse(judge), out, model).find()
+    return BlackBox(Bisection(bench, Gate(()), out, model), lambda engine: "" if judge(engine) else "the function says False").find()
 
 
 def judge_by(command: Sequence[str]) -> Judge:

@@ -13,6 +13,7 @@ from tilewright.codegen.pack import check_destination
 from tilewright.inspect.check import load_weights
 from tilewright.inspect.resume import build_engine, steps_after
 from tilewright.inspect.run import IMPORT, Run, load
+from tilewright.inspection import quote_path
 from tilewright.ir.errors import PassError, TilewrightError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
@@ -65,7 +66,7 @@ def keep_dumps(dump: Path, out: Path) -> None:
 def again(run: Run, start: int) -> str:
     """A script for ENGINE/inspect. The snapshot that was resumed, edited or not, lies beside it."""
     snapshot = f'"$(dirname "$0")/passes/{IMPORT}.ir"'
-    command = f'tilewright replay {shlex.quote(str(run.path))} --from {start} --graph {snapshot} -o "$1"'
+    command = f'tilewright replay {quote_path(str(run.path))} --from {start} --graph {snapshot} -o "$1"'
     return f"#!/bin/sh\n# Builds this engine again: sh REPRO.sh OUT\nexec {command}\n"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tilewright.engine import Engine
 from tilewright.inspect.layers import Layers
@@ -24,7 +24,9 @@ from tilewright.passes.registry import load_passes
 
 if TYPE_CHECKING:
     from tilewright.inspect.blame import Tensor
+    from tilewright.inspect.check import Numerics
     from tilewright.inspect.event_view import EventView
+    from tilewright.inspect.finding import Finding
     from tilewright.inspect.pass_diff import PassDiff
     from tilewright.inspect.run_diff import RunDiff
     from tilewright.inspect.why import Reasons
@@ -214,6 +216,18 @@ class Run(Readable):
             return decode(file.read_text(encoding="utf-8")) if file.is_file() else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(str(file), f"cannot be read ({error})", "build the engine again") from error
+
+    def check(self, **options: Any) -> Numerics:
+        """Errors of passes, values and kernels; options as in `tilewright.inspect.check.check`. Raises TilewrightError."""
+        from tilewright.inspect.check import check
+
+        return check(self, **options)
+
+    def bisect(self, judge: str | Callable[[Path], bool], *, out: Path = Path("bisect"), model: str | None = None) -> Finding | None:
+        """What breaks a gate (`kl<1e-3`), or makes `judge` say False of an engine; None where nothing does. Raises TilewrightError."""
+        from tilewright.inspect.blackbox import bisect
+
+        return bisect(self, judge, out=out, model=model)
 
     def _parse(self, stem: str) -> Graph:
         load_passes()  # ops of other packages are declared with their passes
