@@ -3,6 +3,7 @@
 The exported model is the graph's own step over a flattened batch: ids and positions i32[T], rows i32[S], logits f32[S, vocab] for the rows asked
 for. It holds no cache and no batch axis: the T tokens are one request's, a whole prompt from its first token on, and attention is causal
 over them. Paged ops (write_kv, attend) become that same attention over the step's own keys. Run a prompt by itself, or each of several by itself.
+Types are the graph's: onnxruntime on the CPU has no bf16, so a model that is to run there is traced in float32 or float16.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def _evaluate(part: ModelProto, inputs: Mapping[str, TensorType], length: int) -
             shape = [(length if d == "T" else OTHER_SIZE) if isinstance(d, str) else d for d in inputs[info.name].shape]
             fed[info.name] = np.full(shape, fill, helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
         try:
-            results.append(np.asarray(list(ReferenceEvaluator(part).run(None, fed))[0]))
+            results.append(np.asarray(next(iter(ReferenceEvaluator(part).run(None, fed)))))
         except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError):  # an operator that onnx itself does not run
             return None
     return results[0] if np.array_equal(*results) else None
