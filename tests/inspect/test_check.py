@@ -44,6 +44,13 @@ def test_the_isolated_error_names_the_value_that_a_fault_is_in():
     assert named >= 34, missed
 
 
+def test_a_percent_is_seen_in_bfloat16_too():
+    study = studied.bench_of(studied.run_of("qwen2", dtype=torch.bfloat16), "qwen2", torch.bfloat16).study
+    graph = study.run.final.copy()
+    PassManager.of("inject{fault=scale_by_a_percent layer=2}").run(graph)
+    assert [row.name for row in study.fork(graph).values(graph) if row.level == "red"] == ["%model.layers.2.mlp.down_proj"]
+
+
 def test_the_accumulated_error_names_many_more():
     study = clean("qwen2")
     graph = study.run.final.copy()
