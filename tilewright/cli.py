@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tilewright import cli_check, cli_kernel, cli_onnx, cli_passes, cli_profile, cli_read
+from tilewright import cli_check, cli_kernel, cli_onnx, cli_passes, cli_profile, cli_read, cli_report
 from tilewright.ir.errors import TilewrightError
 
 commands = typer.Typer(
@@ -291,3 +291,4 @@ cli_onnx.register(commands)
 cli_passes.register(commands)
 cli_profile.register(commands)
 cli_read.register(commands)
+cli_report.register(commands)

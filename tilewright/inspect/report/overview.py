@@ -66,7 +66,8 @@ def collect_sentences(run: Run, passes: Sequence[PassRow], kernels: Sequence[Ker
     lost, homeless = _lost(modules), len(homeless_ops(run))
     if run.engine is not None:
         covered = "Every module with weights is in a kernel or was folded by a named pass"
-        said.append(f"No kernel and no pass names {', '.join(lost)}." if lost else f"{covered}, and {homeless or 'no'} op left names no module.")
+        covered += ", and every op left names its module." if not homeless else f"; {homeless} ops name no module."
+        said.append(f"No kernel and no pass names {', '.join(lost)}." if lost else covered)
     return tuple(filter(None, said))
 
 

@@ -3,7 +3,7 @@ function facts() {
   const labels = [...new Set([...Object.keys(data.facts), ...Object.keys(data.other ? data.other.facts : {})])].filter((label) => label !== 'Pipeline' && label !== 'Model');
   const cell = (facts_, label) => h('td', {}, facts_[label] ?? '–');
   return h('table', { class: 'facts' },
-    data.other ? h('thead', {}, h('tr', {}, h('th', {}, ''), h('th', {}, data.title), h('th', {}, `${data.other.title} (compared with)`))) : null,
+    data.other ? h('thead', {}, h('tr', {}, h('th', {}, ''), h('th', {}, data.title), h('th', {}, `against ${data.other.title}`))) : null,
     h('tbody', {}, labels.map((label) => h('tr', {}, h('th', { scope: 'row' }, label), cell(data.facts, label),
       data.other ? h('td', { class: data.other.facts[label] === data.facts[label] ? 'quiet' : null }, data.other.facts[label] === data.facts[label] ? '= the same' : data.other.facts[label] ?? '–') : null))));
 }
