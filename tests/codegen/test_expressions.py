@@ -44,7 +44,8 @@ def test_every_pointwise_op_has_both_texts():
         assert is_pointwise(name), name
         types = [TensorType("f32", (3,))] * 2
         operands = ["x", "x", "x"] if name == "where" else ["x"]
-        assert "x" in triton_pointwise(name, operands, OPS[name].complete({**ATTRS.get(name, {}), **({"scalar": 2.0} if name in BINARY else {})}), types)
+        attrs = {**ATTRS.get(name, {}), **({"scalar": 2.0} if name in BINARY else {})}
+        assert "x" in triton_pointwise(name, operands, OPS[name].complete(attrs), types)
 
 
 def test_an_op_outside_the_table_is_named():

@@ -25,17 +25,22 @@ def test_a_page_does_what_it_says(page, tmp_path):
 
 
 def read_console(text):
-    """Pairs of a command, from a line that starts with `$ `, and the lines that it should print; `...` stands for any."""
+    """Pairs of a command, from a line that starts with `$ `, and the lines that it should print; `...` stands for any.
+
+    `# exit 1` after a command is its exit code.
+    """
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, expected = part.partition("\n")
         yield command, expected.splitlines()
 
 
 def check(command, expected, folder):
-    shell = re.sub(r"\btilewright (?=[\w-])", f"{sys.executable} -m tilewright ", command, count=1)
+    command, _, code = command.partition("  # exit ")
+    shell = re.sub(r"^tilewright (?=[\w-])", f"{sys.executable} -m tilewright ", command)
+    shell = re.sub(r"^python ", f"{sys.executable} ", shell)
     done = subprocess.run(shell, shell=True, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     printed = done.stdout.splitlines()
-    assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
+    assert done.returncode == int(code or 0), f"$ {command}\n{done.stdout}{done.stderr}"
     place = 0
     for line in expected:
         if line.strip() in ("", "..."):
