@@ -75,6 +75,7 @@ function passHead(entry, step, options) {
     h('p', { class: 'quiet' }, entry.same ? '' : first.number === 'vs' ? 'rows that only one of the two has, and rows made in another way' : first.number === 0 ? `${count(first.ops_after ?? 0)} ops`
       : `ops ${count(first.ops_before)} → ${count(first.ops_after)}, ${count(first.num_events)} events, ${count(first.num_misses)} near misses${theirOps(first)}`,
     signs.length ? h('span', {}, ' · rows: ', signs.map(([glyph, n, kind, word]) => h('span', { class: `mark ${kind}`, title: word }, `${glyph} ${n} `))) : null),
+    first.status === 'failed' ? h('p', { class: 'note' }, '✕ This pass failed: below is the graph before it.') : null,
     warnings.map((text) => h('p', { class: 'note' }, `! ${text}`)),
     events.length ? h('details', { open: options.events ? true : null }, h('summary', { 'data-focus': 'events' }, events.length === 1 ? '1 kind of event' : `${events.length} kinds of events and near misses`),
       h('div', { class: 'events', tabindex: 0, 'aria-label': 'Events' }, events.slice(0, 60).map(({ event }) => h('div', { class: `event ${event.kind}` },

@@ -34,7 +34,8 @@ function search(query) {
   const { key, layer } = splitLayer(query.trim().replace(/^[%@]/, ''));
   const exact = layer !== null ? [...data.snapshots].reverse().find((snapshot) => findRow(graphOf(snapshot), key.replace('{L}', layer))) : null;
   const hits = searchIndex().filter((item) => parts.every((part) => item.words.includes(part)));
-  const rank = (item) => (lower(item.text).endsWith(parts[parts.length - 1]) ? 0 : 1) + item.text.length / 1000;
+  // First what is named so, then what ends so, then what is short.
+  const rank = (item) => (parts.every((part) => lower(item.text).includes(part)) ? 0 : 2) + (lower(item.text).endsWith(parts[parts.length - 1]) ? 0 : 1) + item.text.length / 1000;
   const order = { pass: 0, kernel: 1, module: 2, tensor: 3 };
   hits.sort((a, b) => rank(a) - rank(b) || order[a.kind] - order[b.kind]);
   if (exact) hits.unshift({ kind: 'tensor', text: query.trim(), target: { tab: 'passes', tensor: key.replace('{L}', layer), pass: exact.number }, note: 'of this layer' });

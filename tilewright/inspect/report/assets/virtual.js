@@ -19,6 +19,7 @@ function virtualList({ count: total, height, draw, label, role, className, onkey
   };
   box.addEventListener('scroll', () => paint(false), { passive: true });
   new ResizeObserver(() => paint(false)).observe(box);
+  queueMicrotask(() => box.isConnected && paint(false)); // the list is in the page by then: no frame without rows
   box.repaint = () => paint(true);
   box.reveal = (index) => {
     const top = index * height;
