@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tilewright.codegen.onnx_body import ONNX_DTYPES, Body
 from tilewright.codegen.onnx_nodes import exports
 from tilewright.ir.graph import Op, Value
 from tilewright.ir.reference import QuantizedTensor
 
 if TYPE_CHECKING:
-    from tilewright.codegen.onnx_body import Body
     from tilewright.codegen.onnx_emitter import Emitter
 
 NARROW = ("f16", "bf16")
@@ -121,26 +122,59 @@ def _attend(e: Emitter, op: Op, q: str, kv: str, slopes: str = "") -> str:
 
 
 def attend(e: Emitter, op: Op, qkv: tuple[str, str, str], slopes: str, kv_heads: int) -> str:
-    """Attention over one request. A window and slopes are a mask, made once for all layers that have the same."""
-    dtype, window, softcap = op.inputs[0].type.dtype, op.attrs["window"], op.attrs["softcap"]
-    mask = e.once(("mask", window, slopes, dtype), "mask", lambda: make_mask(e, dtype, window, slopes)) if window or slopes else ""  # type: ignore[arg-type]
+    """Attention over one request. A window and slopes are a mask, made once for all layers that have the same.
+
+    A cap goes into a function: onnxruntime before 1.27 caps what the mask has hidden, and then sees it.
+    """
+    dtype, window = op.inputs[0].type.dtype, op.attrs["window"]
+    if op.attrs["softcap"] is not None:
+        attrs = {name: value for name, value in {**op.attrs, "kv_heads": kv_heads}.items() if value is not None}
+        given = (*qkv, slopes) if slopes else qkv
+        name = f"attention_capped_window_{window}" if window else "attention_capped"
+        return e.function(name, lambda body, *xs: attend_capped(body, *xs, dtype=dtype, attrs=attrs), *given, op="attention", attrs=attrs)
+    mask = e.once(("mask", window, slopes, dtype), "mask", lambda: shared_mask(e, dtype, window, slopes)) if window or slopes else ""  # type: ignore[arg-type]
     result = e.body.node(
         "Attention", *(e.unsqueeze(name) for name in qkv), *([mask] if mask else []), q_num_heads=op.attrs["heads"], kv_num_heads=kv_heads,
-        scale=op.attrs["scale"], softcap=softcap, is_causal=0 if mask else 1, softmax_precision=1 if dtype in NARROW else None,
+        scale=op.attrs["scale"], is_causal=0 if mask else 1, softmax_precision=1 if dtype in NARROW else None,
     )  # fmt: skip
     return e.body.node("Squeeze", result, e.body.ints(0))
 
 
-def make_mask(e: Emitter, dtype: str, window: int | None, slopes: str) -> str:
+def attend_capped(body: Body, q: str, k: str, v: str, slopes: str = "", *, dtype: str, attrs: Mapping[str, Any]) -> str:
+    """The IR's attention in products and softmax, in f32: q as [kv_heads, group, T, D], k and v as [kv_heads, 1, T, D]."""
+    heads, kv_heads, cap = attrs["heads"], attrs["kv_heads"], body.scalar(attrs["softcap"], "f32")
+    wide = [body.node("Cast", x, to=ONNX_DTYPES["f32"]) if dtype in NARROW else x for x in (q, k, v)]
+    queries, keys, values = (
+        body.node("Transpose", body.node("Reshape", x, body.ints(0, kv_heads, group, -1)), perm=perm)
+        for x, group, perm in zip(wide, (heads // kv_heads, 1, 1), ([1, 2, 0, 3], [1, 2, 3, 0], [1, 2, 0, 3]))
+    )
+    scores = body.node("Mul", body.node("MatMul", queries, keys), body.scalar(attrs["scale"], "f32"))
+    scores = body.node("Mul", body.node("Tanh", body.node("Div", scores, cap)), cap)
+    length = body.node("Squeeze", body.node("Shape", q, start=0, end=1))
+    mask = make_mask(body, length, "f32", attrs.get("window"), slopes)
+    if slopes:
+        scores = body.node("Add", scores, body.node("Reshape", mask, body.ints(kv_heads, heads // kv_heads, 0, 0)))
+    else:
+        scores = body.node("Where", mask, scores, body.scalar(float("-inf"), "f32"))
+    mixed = body.node("MatMul", body.node("Softmax", scores, axis=-1), values)
+    flat = body.node("Reshape", body.node("Transpose", mixed, perm=[2, 0, 1, 3]), body.ints(0, -1))
+    return body.node("Cast", flat, to=ONNX_DTYPES[dtype]) if dtype in NARROW else flat
+
+
+def shared_mask(e: Emitter, dtype: str, window: int | None, slopes: str) -> str:
+    return make_mask(e.body, e.body.node("Squeeze", e.dim("T")), dtype, window, slopes)
+
+
+def make_mask(body: Body, length: str, dtype: str, window: int | None, slopes: str) -> str:
     """i1[T, T], or dtype[1, heads, T, T] with slopes: what token i (row) may see of token j (column)."""
-    body = e.body
-    index = body.node("Range", body.scalar(0, "i64"), body.node("Squeeze", e.dim("T")), body.scalar(1, "i64"))
-    distance = body.node("Sub", e.unsqueeze(index), e.unsqueeze(index, 1))  # j - i
+    index = body.node("Range", body.scalar(0, "i64"), length, body.scalar(1, "i64"))
+    distance = body.node("Sub", body.node("Unsqueeze", index, body.ints(0)), body.node("Unsqueeze", index, body.ints(1)))  # j - i
     seen = body.node("LessOrEqual", distance, body.scalar(0, "i64"))
     if window is not None:
         seen = body.node("And", seen, body.node("Greater", distance, body.scalar(-window, "i64")))
     if not slopes:
         return seen
-    per_head = body.node("Reshape", e.cast(slopes, dtype), body.ints(1, -1, 1, 1))
-    bias = body.node("Mul", e.cast(distance, dtype), per_head)
+    to = ONNX_DTYPES[dtype]
+    per_head = body.node("Reshape", body.node("Cast", slopes, to=to), body.ints(1, -1, 1, 1))
+    bias = body.node("Mul", body.node("Cast", distance, to=to), per_head)
     return body.node("Where", seen, bias, body.scalar(float("-inf"), dtype))

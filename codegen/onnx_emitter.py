@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol
 
 from onnx import NodeProto, ValueInfoProto, helper
 from torch import Tensor
@@ -113,12 +113,17 @@ class Emitter:
             self.body.stem = kept
         return self._once[key]
 
-    def function(self, name: str, build: Callable[..., str], *inputs: str) -> str:
-        """A call of a model-local function; `build(body, x0, x1, …)` writes its body and returns its result."""
+    def function(
+        self, name: str, build: Callable[..., str], *inputs: str, op: str | None = None, attrs: Mapping[str, Any] | None = None
+    ) -> str:
+        """A call of a model-local function; `build(body, x0, x1, …)` writes its body and returns its result.
+
+        op, attrs: what of the IR it is, where not the op that is being emitted.
+        """
         assert self._op is not None
         body = Body(stem="y", names={f"x{i}" for i in range(len(inputs))})
         result = build(body, *(f"x{i}" for i in range(len(inputs))))
-        return self.body.call(name, body, result, inputs, self._op.name, attributes(self._op))
+        return self.body.call(name, body, result, inputs, op or self._op.name, attributes(self._op) if attrs is None else attrs)
 
     def cast(self, x: str, dtype: str) -> str:
         return self.body.node("Cast", x, to=ONNX_DTYPES[dtype])
