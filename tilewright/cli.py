@@ -188,7 +188,7 @@ def opt(
     from tilewright.compiler import optimize
     from tilewright.ir.fold import fold_text
     from tilewright.ir.printer import print_graph
-    from tilewright.show import print_text, read_graph
+    from tilewright.show import print_text, read_graph, write_text
 
     render = print_graph if flat else fold_text
 
@@ -199,11 +199,8 @@ def opt(
     text = render(result.graph)
     if output is None:
         print_text(text)
-        return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TilewrightError(str(output), f"cannot be written ({error.strerror})", "choose another file") from error
+    else:
+        write_text(output, text)
 
 
 @commands.command()

@@ -143,17 +143,14 @@ def import_onnx(
     from tilewright.frontend.onnx_import import import_onnx as import_file
     from tilewright.ir.fold import fold_text
     from tilewright.ir.printer import print_graph
-    from tilewright.show import print_text
+    from tilewright.show import print_text, write_text
 
     imported = import_file(file, dims=parse_dims(dim or []))
     text = (print_graph if flat else fold_text)(imported.graph, note=f"from {file.name}")
     if output is None:
         print_text(text)
-        return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TilewrightError(str(output), f"cannot be written ({error.strerror})", "choose another file") from error
+    else:
+        write_text(output, text)
 
 
 def parse_dims(given: list[str]) -> dict[str, int | str]:

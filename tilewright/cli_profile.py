@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from tilewright.ir.errors import TilewrightError
-
 
 def register(commands: typer.Typer) -> None:
     commands.command()(profile)
@@ -26,7 +24,7 @@ def profile(
     from tilewright.inspect.profile import print_profile, profile_decode, to_trace
     from tilewright.measure import measure_read_limit
     from tilewright.runtime import LLM
-    from tilewright.show import print_text
+    from tilewright.show import print_text, write_text
 
     llm = LLM(engine)
     limits = llm.manifest.limits
@@ -34,7 +32,4 @@ def profile(
     found = profile_decode(llm, batch=batch, context=context or min(384, limits.max_input_len + limits.max_output_len - 1), limit=limit)
     print_text(print_profile(found, layer=layer))
     if trace is not None:
-        try:
-            trace.write_text(json.dumps(to_trace(found)), encoding="utf-8")
-        except OSError as error:
-            raise TilewrightError(str(trace), f"cannot be written ({error.strerror})", "choose another file") from error
+        write_text(trace, json.dumps(to_trace(found)))

@@ -11,7 +11,7 @@ from tilewright.engine import Engine
 from tilewright.inspect.layers import Group, Layers, group
 from tilewright.inspect.run import IMPORT, Run, load
 from tilewright.inspect.text import align
-from tilewright.ir.errors import EngineError, ParseError, PassError
+from tilewright.ir.errors import EngineError, ParseError, PassError, TilewrightError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph, Op
 from tilewright.ir.manifest import Kernel
@@ -159,6 +159,14 @@ COLOURS = (
     (re.compile(r"(@[\w./{}+-]+)"), "yellow"),
     (re.compile(r"= ([\w.-]+)\("), "bold"),
 )
+
+
+def write_text(file: Path, text: str) -> None:
+    """Raises TilewrightError where that cannot be."""
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TilewrightError(str(file), f"cannot be written ({error.strerror})", "choose another file") from error
 
 
 def print_text(text: str) -> None:

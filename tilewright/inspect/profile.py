@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from tilewright.codegen.provenance import fold_paths, join_siblings
+from tilewright.inspect.layers import Layers
 from tilewright.ir.errors import EngineError
 from tilewright.ir.manifest import Launch, Limits, Manifest, Program
 from tilewright.ir.types import ITEM_BYTES
 from tilewright.measure import random_prompt, weights_read_whole
 from tilewright.runtime import LLM, SamplingParams
 from tilewright.runtime.program_binder import BoundProgram
+from tilewright.runtime.step import StepDims
 
 REPEAT = 20  # steps measured; the median counts
 SETTLE = 3  # steps before them
@@ -33,13 +35,6 @@ class LaunchTime:
     us: float  # until it had ended, from when the launch before it had: what it adds to the step
     num_bytes: int  # that it must read and write at least, each once
     operations: int  # of its product or attention; 0 where it has neither
-
-    def share(self, limit: float | None) -> float | None:
-        """Of the time that moving its bytes takes at `limit` bytes a second."""
-        return self.num_bytes / limit / (self.us / 1e6) if limit and self.us else None
-
-    def wasted_us(self, limit: float | None) -> float | None:
-        return self.us - self.num_bytes / limit * 1e6 if limit else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +156,12 @@ def _work(manifest: Manifest, program: Program, launch: Launch, batch: int, cont
     whole = weights_read_whole(manifest, program)
     weights = {w.name: w for w in manifest.weights}
     buffers = {b.name: b for b in program.buffers}
-    size = Sizes(batch, manifest.limits.max_pages_per_sequence)
+    dims, pages = StepDims(batch, batch, batch), manifest.limits.max_pages_per_sequence
     num_bytes = operations = 0
     for arg in launch.args:
         if arg.kind == "buffer":
             buffer = buffers[arg.name]
-            num_bytes += prod(size(d) for d in buffer.shape) * ITEM_BYTES[buffer.dtype]
+            num_bytes += prod(dims.of(d, pages) for d in buffer.shape) * ITEM_BYTES[buffer.dtype]
         elif arg.kind == "weight":
             weight = weights[arg.name]
             count = prod(weight.shape)
@@ -179,17 +174,6 @@ def _work(manifest: Manifest, program: Program, launch: Launch, batch: int, cont
             num_bytes += batch * (context if reads else 1) * width * ITEM_BYTES[manifest.cache.dtype]
             operations += 2 * batch * context * width if reads else 0  # of one query head for each key-value head: at least
     return num_bytes, operations
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What a dim of a buffer's shape stands for in a decode of `batch` sequences."""
-
-    batch: int
-    pages: int
-
-    def __call__(self, dim: int | str) -> int:
-        return dim if isinstance(dim, int) else self.pages if dim == "P" else self.batch
 
 
 # -- text -----------------------------------------------------------------------------------------------------------------------
@@ -205,7 +189,7 @@ def print_profile(profile: Profile, *, layer: int | None = None) -> str:
         "",
         f"  {'us':>8} {'count':>5} {'each':>7} {'MB':>8} {'of limit':>8} {'wasted us':>9}  kernel",
     ]
-    rows = [[t] for t in profile.times if layer in _layers(t.launch)] if layer is not None else _by_kernel(profile.times)
+    rows = _by_kernel(profile.times) if layer is None else _of_layer(profile.times, layer)
     return "\n".join([*lines, *(_print_row(row, profile.limit) for row in rows)]) + "\n"
 
 
@@ -216,8 +200,9 @@ def _by_kernel(times: Sequence[LaunchTime]) -> list[list[LaunchTime]]:
     return sorted(groups.values(), key=lambda group: -sum(t.us for t in group))
 
 
-def _layers(launch: Launch) -> list[int]:
-    return [int(word) for module in launch.modules for word in module.split(".") if word.isdigit()]
+def _of_layer(times: Sequence[LaunchTime], layer: int) -> list[list[LaunchTime]]:
+    layers = Layers.of_paths(module for t in times for module in t.launch.modules)
+    return [[t] for t in times if layer in map(layers.layer, t.launch.modules)]
 
 
 def _print_row(group: list[LaunchTime], limit: float | None) -> str:
