@@ -20,6 +20,7 @@ TORCH_DTYPES = {
     "i64": torch.int64, "i32": torch.int32, "i8": torch.int8, "i1": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
+_QUANTIZED_AT_ONCE = 1 << 24  # elements of a weight
 
 
 @dataclass(frozen=True)
@@ -259,10 +260,16 @@ def _gated(gate: Tensor, up: Tensor | None = None, *, activation: str) -> Tensor
 
 @reference("quantize")
 def _quantize(weight: Tensor, *, dtype: str, scale: str) -> QuantizedTensor:
-    wide = weight.float()
-    scales = (wide.abs().amax(1) / 127).to(TORCH_DTYPES[scale])
-    safe = torch.where(scales > 0, scales, torch.ones_like(scales)).float()
-    return QuantizedTensor((wide / safe[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
+    """A few rows at a time: in f32 the whole of a large weight would take several times its own memory."""
+    data = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(weight.shape[:1], dtype=TORCH_DTYPES[scale])
+    step = max(1, _QUANTIZED_AT_ONCE // max(1, weight[:1].numel()))
+    for rows, integers, factors in zip(weight.split(step), data.split(step), scales.split(step)):
+        wide = rows.float()
+        factors.copy_(wide.abs().amax(1) / 127)
+        safe = torch.where(factors > 0, factors, torch.ones_like(factors)).float()
+        integers.copy_((wide / safe[:, None]).round().clamp(-127, 127))
+    return QuantizedTensor(data, scales)
 
 
 @reference("encode")
