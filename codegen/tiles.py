@@ -23,6 +23,8 @@ class LinearTile:
     num_stages: int
     group_m: int = 1  # token tiles that are dealt together, so that they share weight tiles in L2
     weights_left: bool = False  # the weight is the dot's left operand: only that one can come from registers on sm_90
+    splits: int = 1  # programs among which K is dealt; the last of a tile to finish adds up what the others left. Not of a matrix-vector product
+    prefetch: int = 0  # steps over K that are brought into the L2 cache before the wait for the kernel before (dependent launch)
     biased: bool = True  # matrix-vector product: bytes are converted as weight + 128; otherwise they become the last bits of 2 ** 23 + weight
 
 
