@@ -30,7 +30,7 @@ LOCALS = (
 )  # fmt: skip
 _LINE_BYTES = 128  # of the L2 cache: what one prefetch brings
 PREFETCH = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"  # the elementwise form must have a result
-_FEW_ROWS = 64  # rows whose logits are wanted are few, however many tokens a step has
+_FEW_ROWS, _MOST_SEQUENCES = 64, 256  # rows whose logits are wanted, in steps with chunks of prompts; tokens of a step that may all be such rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,9 @@ class Product:
 
     @property
     def tokens(self) -> int:
-        """The most rows that a step has; 0 if unknown."""
-        return min(self.plan.max_tokens, _FEW_ROWS) if self.rows == "S" else self.plan.max_tokens
+        """The rows that tiles are chosen for: the most that a step has, 0 if unknown. Of large steps, few rows have their logits wanted."""
+        most = self.plan.max_tokens
+        return _FEW_ROWS if self.rows == "S" and most > _MOST_SEQUENCES else most
 
     @property
     def is_plain(self) -> bool:
@@ -125,7 +126,7 @@ class _Kernel:
     def __init__(self, product: Product, tile: LinearTile, early: bool, notes: tuple[str, ...]) -> None:
         self.product, self.tile, self.early = product, tile, early
         self.steps = -(-product.k // tile.block_k)
-        self.steps_of_part = -(-self.steps // max(1, tile.splits if product.tokens and not self.is_vector else 1))
+        self.steps_of_part = -(-self.steps // max(1, tile.splits if self._is_bounded and not self.is_vector else 1))
         self.splits = -(-self.steps // self.steps_of_part)  # no program is left without a step
         of_plan, of_space = (tuple(p.name for p in items) for items in (product.plan.parameters, self.workspaces))
         self.parameters = (*of_plan, *of_space, *(() if self.is_vector else (product.rows,)))
@@ -142,6 +143,11 @@ class _Kernel:
     @property
     def is_vector(self) -> bool:
         return self.tile.block_m == 1
+
+    @property
+    def _is_bounded(self) -> bool:
+        """No step has more rows than tiles were chosen for, so that their number is known."""
+        return 0 < self.product.plan.max_tokens <= self.product.tokens
 
     @property
     def columns(self) -> int:
