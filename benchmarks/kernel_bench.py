@@ -1,7 +1,8 @@
-"""Kernels of a row built, compiled and launched as an engine does it: ahead of time, through the driver; and timed in CUDA graphs with cold weights."""
+"""Kernels of a row built, compiled ahead of time and launched through the driver, as an engine does it; timed in CUDA graphs with cold weights."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from kernel_rows import Row
 import tilewright.ir.ops  # noqa: F401  # declares the ops
 from tilewright.codegen.aot import Compiled, compile_each
 from tilewright.codegen.emission import Emission
+from tilewright.codegen.linear_template import Product, tile_of
 from tilewright.codegen.plan import KernelPlan, Parameter, make_plan
 from tilewright.codegen.source import emit
 from tilewright.ir.manifest import Kernel, Limits
@@ -40,10 +42,13 @@ class Built:
 
     @property
     def tile(self) -> str:
-        text = self.emission.kernels[0]
-        sizes = " ".join(f"{k.removeprefix('NUM_').lower()}={v}" for k, v in text.constants.items())
-        others = (f"{k}={self.config[k]}" for k in ("weights_left", "biased", "prefetch") if k in self.config)
-        return " ".join((sizes, f"num_warps={text.num_warps} num_stages={text.num_stages}", *others))
+        """As fields of LinearTile or AttendTile."""
+        if self.row.anchor == "linear":
+            sizes = {key: int(value) for key, value in dataclasses.asdict(tile_of(Product.of(self.plan))).items()}
+        else:
+            text = self.emission.kernels[0]
+            sizes = {**{k.lower(): v for k, v in text.constants.items()}, "num_warps": text.num_warps, "num_stages": text.num_stages}
+        return " ".join(f"{key}={value}" for key, value in sizes.items())
 
 
 def build(row: Row, config: Config, arch: str) -> Built:

@@ -104,13 +104,17 @@ def _dependents(plan: KernelPlan, value: int) -> frozenset[int]:
 @template("linear", "triton")
 def emit_linear(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
     """One kernel. config may set arch (90 by default), fields of LinearTile, and dependent_launch=1 (sm_90 and later)."""
-    product = Product.of(plan)
-    config = dict(plan.config)
-    weight_bytes = ITEM_BYTES[product.weight.type.dtype]
-    tile = choose_linear(product.tokens or 1 << 16, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
+    product, config = Product.of(plan), dict(plan.config)
     early = bool(config.get("dependent_launch")) and config.get("arch", 90) >= 90
-    kernel = _Kernel(product, override(tile, config), early, tuple(notes))
+    kernel = _Kernel(product, tile_of(product), early, tuple(notes))
     return Emission((kernel.emit(),), kernel.workspaces)
+
+
+def tile_of(product: Product) -> LinearTile:
+    """The default for its shape, with what the plan's config sets."""
+    config, weight_bytes = dict(product.plan.config), ITEM_BYTES[product.weight.type.dtype]
+    tile = choose_linear(product.tokens or 1 << 16, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
+    return override(tile, config)
 
 
 class StoredEvaluator(Evaluator):
@@ -262,11 +266,12 @@ class _Kernel:
         self._hoist_rows(row)
         left = self.tile.weights_left
         w.line(f"acc = tl.zeros([{self._tile_shape}], tl.float32)")
+        once = ', eviction_policy="evict_first"' if self._has_one_row_of_tiles else ""
         with w.block(f"for start in range({self._range_of_k()}, BLOCK_K):"):
             w.line("depth = start + tl.arange(0, BLOCK_K)[None, :]")
             at = self._at_k(row)
             x = self._dot_operand(at)
-            weight = w.let("weight_tile", f'tl.load(weight_rows + start + step{self._weight_mask(at)}, eviction_policy="evict_first")')
+            weight = w.let("weight_tile", f"tl.load(weight_rows + start + step{self._weight_mask(at)}{once})")
             if product.weight.type.dtype != product.dtype:
                 weight = f"{weight}.to({TRITON_DTYPES[product.dtype]})"
             exact = ', input_precision="ieee"' if product.dtype == "f32" else ""
@@ -281,6 +286,11 @@ class _Kernel:
     @property
     def _tile_shape(self) -> str:
         return "BLOCK_N, BLOCK_M" if self.tile.weights_left else "BLOCK_M, BLOCK_N"
+
+    @property
+    def _has_one_row_of_tiles(self) -> bool:
+        """No other program reads the same part of the weight."""
+        return 0 < self.product.plan.max_tokens <= self.tile.block_m
 
     def _range_of_k(self) -> str:
         """Where the program's part of K starts and stops."""
@@ -315,7 +325,7 @@ class _Kernel:
             w.line(f"first_k = part * {self.steps_of_part * self.tile.block_k}")
         else:
             w.line("program = tl.program_id(0)")
-        if 0 < self.product.plan.max_tokens <= self.tile.block_m:
+        if self._has_one_row_of_tiles:
             w.line("first_m = 0")
             w.line("first_n = program * BLOCK_N")
             return

@@ -116,12 +116,18 @@ def _tensor(case, parameter, arg, dims, extra, tokens):
 
 def compile_case(case, regime: Regime, arch, limits=LIMITS, **config):
     """(entry, Binary) of each kernel of the emission."""
+    for entry, compiled in compile_whole(case, regime, arch, limits, **config):
+        yield entry, compiled.binary
+
+
+def compile_whole(case, regime: Regime, arch, limits=LIMITS, **config):
+    """(entry, Compiled) of each kernel of the emission."""
     plan, _, emission = emit_case(case, regime, limits, arch=int(arch.removeprefix("sm_")), **config)
     types = {p.name: f"*{p.type.dtype}" for p in plan.parameters} | {s.name: f"*{s.dtype}" for s in emission.workspaces}
     for text in emission.kernels:
         parameters = tuple((name, types.get(name, "i32")) for name in text.parameters)
         kernel = Kernel(text.entry, "triton", "x.py", text.entry, parameters, text.constants, text.num_warps, text.num_stages)
-        yield text.entry, compile_kernel(kernel, text.source, arch).binary
+        yield text.entry, compile_kernel(kernel, text.source, arch)
 
 
 def relative_error(actual, expected):

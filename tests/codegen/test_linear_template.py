@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_run import compile_case, emit_case, make_case, relative_error, run_case
+from kernel_run import compile_case, compile_whole, emit_case, make_case, relative_error, run_case
 
 from tilewright.codegen import attend_template, linear_template
 from tilewright.codegen.tiles import choose_linear
@@ -104,7 +104,7 @@ def test_no_program_is_left_without_a_step_of_k():
         assert emission.kernels[0].grid[0]({"T": 16}) == programs, splits
 
 
-@pytest.mark.parametrize("tokens, config", [(1, {"block_n": 16, "block_k": 32}), (5, {"block_n": 64, "block_k": 16, "splits": 2}), (5, {"block_k": 16})])
+@pytest.mark.parametrize("tokens, config", [(1, {"block_k": 32}), (5, {"block_k": 16, "splits": 2}), (5, {"block_k": 16})], ids=str)
 def test_later_steps_of_the_weight_are_prefetched_before_the_wait(tokens, config):
     case = make_case(graph(RESIDUAL, "%o"), "linear", "linear")
     _, _, emission = emit_case(case, Regime("r", "decode", tokens), dependent_launch=1, prefetch=8, **config)
@@ -168,10 +168,20 @@ def test_an_output_that_does_not_depend_on_the_product_is_refused():
 
 def test_small_steps_stream_the_weight_and_large_ones_use_large_tiles():
     assert choose_linear(1, 4096, 4096, 2, "bf16", 90).block_m == 1
-    assert choose_linear(16, 4096, 4096, 2, "bf16", 90).block_m == 16
-    assert -(-4096 // choose_linear(16, 4096, 4096, 2, "bf16", 90).block_n) >= 118
+    few = choose_linear(16, 4096, 4096, 2, "bf16", 90)
+    assert few.block_m == 16 and -(-4096 // few.block_n) * few.splits >= 118
+    assert choose_linear(16, 128256, 4096, 2, "bf16", 90).splits == 1
     assert choose_linear(2048, 28672, 4096, 2, "bf16", 90).block_n == 256
     assert choose_linear(2048, 28672, 4096, 2, "bf16", 80).block_n == 128
+
+
+def test_the_weight_streams_from_shared_memory_into_the_tensor_core():
+    case = make_case(graph(RESIDUAL, "%o", n=512, k=4096, dtype="bf16"), "linear", "linear")
+    ((_, compiled),) = compile_whole(case, Regime("r", "decode", 16), "sm_90", dependent_launch=1, splits=4)
+    before, after = compiled.ptx.split("griddepcontrol.wait")
+    assert "prefetch.global.L2" in before and "cp.async" not in before
+    assert "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16" in after and "atom.global.gpu.acq_rel.add" in after.replace("atom.acq_rel", "atom")
+    assert compiled.binary.stack_bytes == 0 and 2 * compiled.binary.shared_bytes <= 227 * 1024, "two blocks share a core"
 
 
 # name -> (N, K, body, result): Llama-3-8B, Llama-3.2-1B, GPT-J-6B

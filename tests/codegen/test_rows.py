@@ -5,6 +5,7 @@ import torch
 from codegen_toys import FUSED_CUTS, LAYER_CUTS, LIMITS, Batcher, Executor, ToyWeights, lower_toy, serve, toy_graph
 
 import tilewright.ir.ops  # noqa: F401
+from tilewright.codegen import lower as lower_module
 from tilewright.codegen.aot_kernel import compile_kernel
 from tilewright.codegen.plan import make_plan
 from tilewright.codegen.source import emit
@@ -165,6 +166,17 @@ def test_a_model_of_generated_kernels_is_the_reference(options):
     graph = toy_graph(**options)
     weights = ToyWeights(graph)
     lowered = lower_toy(graph, "sm_90", LAYER_CUTS)
+    for got, expected in serve(Executor(lowered, weights, triton_call(lowered), 24), graph, weights):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_programs_that_share_tiles_leave_their_scratch_ready_for_the_next_layer(monkeypatch):
+    config = lower_module.tile_config("sm_90")
+    monkeypatch.setattr(lower_module, "tile_config", lambda target: (*config, ("block_k", 16), ("block_n", 32), ("splits", 2)))
+    graph = toy_graph()
+    weights, lowered = ToyWeights(graph), lower_toy(graph, "sm_90", FUSED_CUTS)
+    zeroed = [b for program in lowered.programs for b in program.buffers if b.zeroed]
+    assert zeroed and all(b.name.endswith(".arrivals") for b in zeroed)
     for got, expected in serve(Executor(lowered, weights, triton_call(lowered), 24), graph, weights):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 

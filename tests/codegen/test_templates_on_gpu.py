@@ -24,6 +24,17 @@ def test_products(name, tokens, dtype, n, k, early):
         assert relative_error(tensor, case.values[case.graph.value(value)]) < TOLERANCE[dtype], value
 
 
+@pytest.mark.parametrize("config", [{"splits": 4, "weights_left": 1, "prefetch": 4}, {"splits": 7}, {"splits": 3, "block_m": 64}], ids=str)
+@pytest.mark.parametrize("name, dtype", [("int8", "bf16"), ("gated", "f16"), ("two outputs", "bf16")])
+def test_products_whose_programs_share_tiles(name, dtype, config):
+    case_of = {"ids": torch.randint(0, 50, (37,)).int(), "rows": torch.zeros(1).int()}
+    case = make_case(graph(*CASES[name], dtype=dtype, n=1026, k=2056), "linear", "linear", case_of, seed=5)
+    sizes = {"block_m": 16, "block_n": 64, "block_k": 64, "dependent_launch": 1, **config}
+    out = run_case(case, Regime("r", "decode", 64), {"T": 37, "S": 1, "B": 37}, case_of, device="cuda", **sizes)
+    for value, tensor in out.items():
+        assert relative_error(tensor, case.values[case.graph.value(value)]) < TOLERANCE[dtype], value
+
+
 @pytest.mark.parametrize("setup", [*DECODES, Setup(32, 8, 128, 128, "bf16", 16), Setup(32, 8, 128, 128, "f16", 64)], ids=str)
 def test_attention(setup):
     lengths, ones = [37, 1, 101, 90], [1, 1, 1, 1]
