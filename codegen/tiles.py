@@ -130,6 +130,7 @@ def _choose_large(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTi
 
 
 _MOST_SPLITS, _FEWEST_STEPS = 8, 4  # of one tile; of one program
+_MOST_SPLIT_TOKENS = 256  # of more, tiles are many and their parts large
 _SPLIT_BYTES = 9e6  # what is read in the time that the last program of a tile waits for the others' parts: 2 µs
 _OPERATIONS_PER_BYTE = 155  # done in the time that a byte is read: 700 TFLOP/s at 4.53 TB/s
 
@@ -137,7 +138,7 @@ _OPERATIONS_PER_BYTE = 155  # done in the time that a byte is read: 700 TFLOP/s 
 def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: int, num_cores: int) -> int:
     """Programs for each tile: as many as make the whole fastest, where tiles alone do not fill the machine twice."""
     tiles = -(-n // tile.block_n) * -(-tokens // tile.block_m)
-    if tiles >= 2 * num_cores:
+    if tokens > _MOST_SPLIT_TOKENS or tiles >= 2 * num_cores:
         return 1
     work = max(n * k * weight_bytes, 2 * n * k * tokens / _OPERATIONS_PER_BYTE)
 
