@@ -15,7 +15,7 @@ from tilewright.codegen.hoist import HoistingWriter
 from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
 from tilewright.codegen.source import template
-from tilewright.codegen.tiles import LinearTile, choose_linear, override
+from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, override
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
@@ -104,6 +104,8 @@ def emit_linear(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
     weight_bytes = ITEM_BYTES[product.weight.type.dtype]
     tile = choose_linear(product.tokens or 1 << 16, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
     early = bool(config.get("dependent_launch")) and config.get("arch", 90) >= 90
+    if config.get("deterministic"):
+        tile = keep_order(tile)
     kernel = _Kernel(product, override(tile, config), early, tuple(notes))
     return Emission((kernel.emit(),))
 

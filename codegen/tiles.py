@@ -100,6 +100,11 @@ def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, ar
     return _choose_large(tokens, n, k, weight_bytes, arch)
 
 
+def keep_order(tile: LinearTile) -> LinearTile:
+    """The tile for kernels that must add up alike whatever the number of tokens: all by the same instructions, along K in one piece."""
+    return replace(tile, block_m=max(tile.block_m, 64), num_warps=max(tile.num_warps, 4), weights_left=False)
+
+
 def _choose_stream(tokens: int, n: int, k: int, weight_bytes: int, arch: int) -> LinearTile:
     block_m, block_n, elements, warps, stages = _STREAM[next(most for most in _STREAM if tokens <= most)]
     while block_n > 16 and -(-n // block_n) < machine(arch).num_cores * 0.9:
