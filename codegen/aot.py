@@ -24,7 +24,7 @@ from tilewright.codegen.aot_kernel import SHARED_LIMITS, Compiled, compile_kerne
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Binary, Kernel
 
-__all__ = ["SHARED_LIMITS", "Compiled", "compile_all", "compile_kernel", "default_cache"]
+__all__ = ["SHARED_LIMITS", "Compiled", "compile_all", "compile_each", "compile_kernel", "default_cache"]
 _FEW = 2  # this many kernels compile sooner in this process than a worker starts
 
 Progress = Callable[[int, int, str], None]  # compiled so far, of how many, what
@@ -74,21 +74,41 @@ def compile_all(
     `sources` and `modules` (HF module paths, for error messages) are by kernel name; `jobs` 0 means one worker per CPU core. Raises the
     CodegenError of the first kernel that does not compile; the others are named in its notes.
     """
-    cache = cache or default_cache()
-    wanted = [_Job(kernel, sources[kernel.name], arch, (modules or {}).get(kernel.name, ())) for kernel in kernels for arch in archs]
-    missing = {job.key: job for job in wanted if not (cache / job.key).is_dir()}
-    done = len(wanted) - len(missing)
-    errors: list[CodegenError] = []
-    for job, error in _compile_missing(list(missing.values()), cache, jobs or os.cpu_count() or 1):
-        done += 1
-        errors += [error] if error else []
-        if progress:
-            progress(done, len(wanted), f"{job.kernel.name} for {job.arch}")
+    results = compile_each(kernels, sources, archs, jobs, progress, cache=cache, modules=modules)
+    errors = list({id(result): result for result in results.values() if isinstance(result, CodegenError)}.values())
     if errors:
         for other in errors[1:]:
             errors[0].add_note(f"also: {other.where}: {other.problem.splitlines()[0]:.200}")
         raise errors[0]
-    return {(job.kernel.name, job.arch): read_entry(cache / job.key, job.kernel.name, job.arch) for job in wanted}
+    return {key: result for key, result in results.items() if isinstance(result, Compiled)}
+
+
+def compile_each(
+    kernels: Sequence[Kernel],
+    sources: Mapping[str, str],
+    archs: Sequence[str],
+    jobs: int = 0,
+    progress: Progress | None = None,
+    *,
+    cache: Path | None = None,
+    modules: Mapping[str, tuple[str, ...]] | None = None,
+) -> dict[tuple[str, str], Compiled | CodegenError]:
+    """As compile_all, for kernels that may fail: gives the error of each that does."""
+    cache = cache or default_cache()
+    wanted = [_Job(kernel, sources[kernel.name], arch, (modules or {}).get(kernel.name, ())) for kernel in kernels for arch in archs]
+    missing = {job.key: job for job in wanted if not (cache / job.key).is_dir()}
+    done = len(wanted) - len(missing)
+    errors: dict[str, CodegenError] = {}
+    for job, error in _compile_missing(list(missing.values()), cache, jobs or os.cpu_count() or 1):
+        done += 1
+        if error:
+            errors[job.key] = error
+        if progress:
+            progress(done, len(wanted), f"{job.kernel.name} for {job.arch}")
+    return {
+        (job.kernel.name, job.arch): errors[job.key] if job.key in errors else read_entry(cache / job.key, job.kernel.name, job.arch)
+        for job in wanted
+    }
 
 
 def _compile_missing(missing: list[_Job], cache: Path, jobs: int) -> Iterable[tuple[_Job, CodegenError | None]]:
@@ -153,6 +173,7 @@ class _Worker:
     def _start(self) -> subprocess.Popen[str]:
         if self.process is None:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            environment["PYTHONSAFEPATH"] = "1"  # the package is where it is here, whatever lies in the working directory
             environment.pop("TRITON_INTERPRET", None)  # asks to run kernels in the interpreter; a worker only compiles them
             command = [sys.executable, "-m", "tilewright.codegen.aot_worker"]
             pipe, quiet = subprocess.PIPE, subprocess.DEVNULL  # what MLIR dumps on failure is told shorter by the error

@@ -11,11 +11,15 @@ HEADER = "import triton\nimport triton.language as tl\n"
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Scratch between the kernels of one emission: needs no initial value, and nothing after the last of them."""
+    """Scratch of one emission, shared by its kernels: needs no initial value, and nothing is read of it after the last of them.
+
+    zeroed: it is all zero when the engine is loaded, nothing else writes to it, and each kernel leaves it zero again.
+    """
 
     name: str  # as a kernel parameter
     dtype: str
     shape: tuple[int | str, ...]  # T (tokens of the regime), B, or ints; row-major
+    zeroed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Matrix products with prologue and epilogue, as Triton text: y = epilogue(prologue(x) · Wᵀ), W [N, K], dequantized in registers where encoded.
 
-One token: CUDA cores, one program for a few rows of W. More: tensor cores, W streamed through a pipeline. Knows neither layers nor engines.
+One token: CUDA cores, one program for a few rows of W. More: tensor cores, W streamed through a pipeline, K dealt to several programs where
+there are few tiles. Knows neither layers nor engines.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tilewright.codegen.emission import HEADER, Emission, KernelText
+from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Evaluator, LoopedRow, even_odd, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
 from tilewright.codegen.hoist import HoistingWriter
 from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
 from tilewright.codegen.source import template
-from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, override
+from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, next_power_of_two, override
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
@@ -24,9 +25,12 @@ VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
 # Names that the templates give; no parameter has one of them, since parameters are named after operands of ops and tensors of the step.
 LOCALS = (
     "program", "first_m", "first_n", "m", "n", "n_row", "weight_rows", "step", "depth", "start", "ahead", "current", "bytes", "acc", "even", "odd",
-    "x0", "x1", "x2", "x3", "x_sum", "tiles_m", "group", "group_size", "place", "k_probe",
+    "x0", "x1", "x2", "x3", "x_sum", "tiles_m", "group", "group_size", "place", "k_probe", "part", "first_k", "pieces", "arrived", "total", "piece",
+    "row", "line", "address",
 )  # fmt: skip
-_FEW_ROWS = 64  # rows whose logits are wanted are few, however many tokens a step has
+_LINE_BYTES = 128  # of the L2 cache: what one prefetch brings
+PREFETCH = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"  # the elementwise form must have a result
+_FEW_ROWS, _MOST_SEQUENCES = 64, 256  # rows whose logits are wanted, in steps with chunks of prompts; tokens of a step that may all be such rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,9 @@ class Product:
 
     @property
     def tokens(self) -> int:
-        """The most rows that a step has; 0 if unknown."""
-        return min(self.plan.max_tokens, _FEW_ROWS) if self.rows == "S" else self.plan.max_tokens
+        """The rows that tiles are chosen for: the most that a step has, 0 if unknown. Of large steps, few rows have their logits wanted."""
+        most = self.plan.max_tokens
+        return _FEW_ROWS if self.rows == "S" and most > _MOST_SEQUENCES else most
 
     @property
     def is_plain(self) -> bool:
@@ -102,12 +107,12 @@ def emit_linear(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
     product = Product.of(plan)
     config = dict(plan.config)
     weight_bytes = ITEM_BYTES[product.weight.type.dtype]
-    tile = choose_linear(product.tokens or 1 << 16, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
+    fixed = bool(config.get("deterministic"))
+    tokens = max(product.tokens or 1 << 16, 64 if fixed else 1)
+    tile = choose_linear(tokens, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
     early = bool(config.get("dependent_launch")) and config.get("arch", 90) >= 90
-    if config.get("deterministic"):
-        tile = keep_order(tile)
-    kernel = _Kernel(product, override(tile, config), early, tuple(notes))
-    return Emission((kernel.emit(),))
+    kernel = _Kernel(product, override(keep_order(tile) if fixed else tile, config), early, tuple(notes))
+    return Emission((kernel.emit(),), kernel.workspaces)
 
 
 class StoredEvaluator(Evaluator):
@@ -122,10 +127,16 @@ class _Kernel:
 
     def __init__(self, product: Product, tile: LinearTile, early: bool, notes: tuple[str, ...]) -> None:
         self.product, self.tile, self.early = product, tile, early
-        self.parameters = tuple(p.name for p in product.plan.parameters) + (() if self.is_vector else (product.rows,))
+        self.steps = -(-product.k // tile.block_k)
+        self.steps_of_part = -(-self.steps // max(1, tile.splits if self._is_bounded and not self.is_vector else 1))
+        self.splits = -(-self.steps // self.steps_of_part)  # no program is left without a step
+        of_plan, of_space = (tuple(p.name for p in items) for items in (product.plan.parameters, self.workspaces))
+        self.parameters = (*of_plan, *of_space, *(() if self.is_vector else (product.rows,)))
         self.constants = {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
         if not self.is_vector:
             self.constants = {"BLOCK_M": tile.block_m, **self.constants, **({"GROUP_M": tile.group_m} if tile.group_m > 1 else {})}
+        if self.splits > 1:
+            self.constants["SPLITS"] = self.splits
         self.w = HoistingWriter((*self.parameters, *self.constants, *LOCALS))
         reducer = LoopedRow(tile.block_m, tile.block_k)
         self.e = Evaluator(product.plan, self.w, reducer, notes)
@@ -135,13 +146,31 @@ class _Kernel:
     def is_vector(self) -> bool:
         return self.tile.block_m == 1
 
+    @property
+    def _is_bounded(self) -> bool:
+        """No step has more rows than tiles were chosen for, so that their number is known."""
+        return 0 < self.product.plan.max_tokens <= self.product.tokens
+
+    @property
+    def columns(self) -> int:
+        """Tiles beside each other."""
+        return -(-self.product.n // self.tile.block_n)
+
+    @property
+    def workspaces(self) -> tuple[Workspace, ...]:
+        """Where K is dealt to several programs: the tile of each, and for each tile how many of them are done."""
+        if self.splits == 1:
+            return ()
+        tiles = self.columns * -(-self.product.tokens // self.tile.block_m)
+        partial = Workspace("partial", "f32", (tiles, self.splits, self.tile.block_m * self.tile.block_n))
+        return partial, Workspace("arrivals", "i32", (tiles,), zeroed=True)
+
     def emit(self) -> KernelText:
         plan, tile = self.product.plan, self.tile
         (self._emit_vector if self.is_vector else self._emit_tiled)()
         signature = ", ".join([*self.parameters, *(f"{name}: tl.constexpr" for name in self.constants)])
         source = f"{HEADER}\n\n@triton.jit\ndef {plan.label}({signature}):\n{self.w.text}"
-        columns = -(-self.product.n // tile.block_n)
-        programs = Extent(columns) if self.is_vector else Extent(columns, self.product.rows, tile.block_m)
+        programs = Extent(self.columns) if self.is_vector else Extent(self.columns * self.splits, self.product.rows, tile.block_m)
         grid = (programs, Extent(), Extent())
         return KernelText(plan.label, source, self.parameters, self.constants, tile.num_warps, tile.num_stages, grid, self.early)
 
@@ -154,6 +183,7 @@ class _Kernel:
         self._locate_weight()
         w.line("depth = tl.arange(0, BLOCK_K)[None, :]")
         w.line(f"ahead = {self._weight_tile('')}")
+        self._prefetch(after=1)
         self._wait()
         self._hoist_rows(ZERO)
         self._load_epilogue_early(ZERO, column)
@@ -229,27 +259,64 @@ class _Kernel:
         self._deal_tiles()
         row, column = self._rows(), self._columns()
         self._locate_weight()
+        self._prefetch()
         self._wait()
         self._hoist_rows(row)
         left = self.tile.weights_left
-        w.line(f"acc = tl.zeros([{'BLOCK_N, BLOCK_M' if left else 'BLOCK_M, BLOCK_N'}], tl.float32)")
-        with w.block(f"for start in range(0, {product.k}, BLOCK_K):"):
+        w.line(f"acc = tl.zeros([{self._tile_shape}], tl.float32)")
+        with w.block(f"for start in range({self._range_of_k()}, BLOCK_K):"):
             w.line("depth = start + tl.arange(0, BLOCK_K)[None, :]")
             at = self._at_k(row)
             x = self._dot_operand(at)
-            weight = w.let("weight_tile", f"tl.load(weight_rows + start + step{self._weight_mask(at)})")
+            weight = w.let("weight_tile", f'tl.load(weight_rows + start + step{self._weight_mask(at)}, eviction_policy="evict_first")')
             if product.weight.type.dtype != product.dtype:
                 weight = f"{weight}.to({TRITON_DTYPES[product.dtype]})"
             exact = ', input_precision="ieee"' if product.dtype == "f32" else ""
             w.line(f"acc = tl.dot({weight}, tl.trans({x}), acc{exact})" if left else f"acc = tl.dot({x}, tl.trans({weight}), acc{exact})")
+        if self.splits > 1:
+            self._add_parts(row, column)
+            return
         if left:
             w.line("acc = tl.trans(acc)")
         self._write_outputs(row, column)
 
+    @property
+    def _tile_shape(self) -> str:
+        return "BLOCK_N, BLOCK_M" if self.tile.weights_left else "BLOCK_M, BLOCK_N"
+
+    def _range_of_k(self) -> str:
+        """Where the program's part of K starts and stops."""
+        if self.splits == 1:
+            return f"0, {self.product.k}"
+        length = self.steps_of_part * self.tile.block_k
+        stop = f"first_k + {length}"
+        return f"first_k, {stop}" if self.steps % self.splits == 0 else f"first_k, tl.minimum({stop}, {self.product.k})"
+
+    def _add_parts(self, row: Index, column: Index) -> None:
+        """The last program of a tile to arrive adds up the parts, in their order whichever it is, and goes on with the sum."""
+        w = self.w
+        outer, inner = self._tile_shape.split(", ")
+        w.line(f"place = tl.arange(0, {outer})[:, None] * {inner} + tl.arange(0, {inner})[None, :]")
+        w.line("pieces = partial + program.to(tl.int64) * (SPLITS * BLOCK_M * BLOCK_N)")
+        w.line("tl.store(pieces + part * (BLOCK_M * BLOCK_N) + place, acc)")
+        w.line("tl.debug_barrier()", "one thread's release below covers the stores of all")
+        w.line('arrived = tl.atomic_add(arrivals + program, 1, sem="acq_rel")')
+        with w.block("if arrived == SPLITS - 1:"):
+            w.line("tl.store(arrivals + program, 0)", "for the next launch")
+            w.line(f"total = tl.zeros([{self._tile_shape}], tl.float32)")
+            with w.block("for piece in tl.static_range(SPLITS):"):
+                w.line('total += tl.load(pieces + piece * (BLOCK_M * BLOCK_N) + place, cache_modifier=".cg")')
+            self._write_outputs(row, column, "tl.trans(total)" if self.tile.weights_left else "total")
+
     def _deal_tiles(self) -> None:
         """Which tile the program has: tokens fastest within a group of token tiles, so that a weight tile is read from memory once."""
-        w, columns = self.w, -(-self.product.n // self.tile.block_n)
-        w.line("program = tl.program_id(0)")
+        w, columns = self.w, self.columns
+        if self.splits > 1:
+            w.line("part = tl.program_id(0) % SPLITS")
+            w.line("program = tl.program_id(0) // SPLITS")
+            w.line(f"first_k = part * {self.steps_of_part * self.tile.block_k}")
+        else:
+            w.line("program = tl.program_id(0)")
         if 0 < self.product.plan.max_tokens <= self.tile.block_m:
             w.line("first_m = 0")
             w.line("first_n = program * BLOCK_N")
@@ -314,6 +381,22 @@ class _Kernel:
         k = self.product.k
         return At(row, Index("depth", () if k % self.tile.block_k == 0 else (self.w.let("depth_inside", f"depth < {k}"),)))
 
+    def _prefetch(self, after: int = 0) -> None:
+        """Asks for the next steps of the weight (`after` that many) while the kernel before still runs; they wait in the L2 cache."""
+        product, tile, size = self.product, self.tile, ITEM_BYTES[self.product.weight.type.dtype]
+        steps = min(tile.prefetch, self.steps_of_part - after)
+        if not self.early or steps <= 0:
+            return
+        w, row_bytes = self.w, product.k * size
+        first = f"{after * tile.block_k * size}" if self.splits == 1 else f"first_k * {size}"
+        w.line("row = first_n + tl.arange(0, BLOCK_N)[:, None]")
+        if product.n % tile.block_n:
+            w.line(f"row = tl.minimum(row, {product.n - 1})")
+        w.line(f"line = {first} + tl.arange(0, {next_power_of_two(-(-steps * tile.block_k * size // _LINE_BYTES))})[None, :] * {_LINE_BYTES}")
+        w.line(f"line = tl.minimum(line, {row_bytes - 1})")
+        w.line(f"address = ({product.weight.name}.to(tl.pointer_type(tl.int8)) + row.to(tl.int64) * {row_bytes} + line).to(tl.int64)")
+        w.line(f'tl.inline_asm_elementwise("{PREFETCH}", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1)')
+
     def _wait(self) -> None:
         """Everything above it may run before the kernel before this one has ended."""
         if self.early:
@@ -347,9 +430,10 @@ class _Kernel:
         masks = (self.w.let("pair_inside", f"{half} < {self.product.n // 2}"),) if column.masks else ()
         return whole, At(row, Index(half, masks))
 
-    def _write_outputs(self, row: Index, column: Index) -> None:
+    def _write_outputs(self, row: Index, column: Index, tile: str = "acc") -> None:
+        """tile: the product without scale and bias."""
         whole, half = self._places(row, column)
-        self._finish_product(whole)
+        self._finish_product(whole, tile)
         if self.product.pairs is not None:
             self._split_pairs(self.product.pairs, whole, half)
         for output in self.product.plan.outputs:
@@ -358,17 +442,15 @@ class _Kernel:
             if width_of(output.type) != self.product.n // (2 if is_half else 1):
                 problem = f"writes {output.name} {output.type} from a product of {self.product.n} columns"
                 raise CodegenError(f"kernel {self.product.plan.label}", problem)
-            tile = self.e.value(output.value, at)
-            mask = mask_text(at)
-            self.w.line(f"tl.store({self.e.address(output, at, is_load=False)}, {tile}{f', mask={mask}' if mask else ''})")
+            mask, result = mask_text(at), self.e.value(output.value, at)
+            self.w.line(f"tl.store({self.e.address(output, at, is_load=False)}, {result}{f', mask={mask}' if mask else ''})")
 
-    def _finish_product(self, at: At) -> None:
-        text = "acc"
+    def _finish_product(self, at: At, text: str) -> None:
         if self.product.scale is not None:
             text += f" * {self.e.load(self.product.scale, At(ZERO, at.column))}"
         if self.product.bias is not None:
             text += f" + {self.e.value(self.product.bias, At(ZERO, at.column))}"
-        self.e.provide(self.product.result, at, self.w.let("product", text) if text != "acc" else text)
+        self.e.provide(self.product.result, at, text if text.isidentifier() else self.w.let("product", text))
 
     def _split_pairs(self, gated: PlanOp, whole: At, half: At) -> None:
         both = gated.operands[0]

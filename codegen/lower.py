@@ -145,18 +145,19 @@ def _program(graph: Graph, schedule: Schedule, items: list[_Planned], emissions:
 
 
 def _workspaces(schedule: Schedule, items: list[_Planned], emissions: dict[KernelPlan, Emission], limits: Limits) -> tuple[list[Buffer], int]:
-    """Scratch at the end of the arena; regions run one after the other, so they all use the same bytes."""
+    """Scratch at the end of the arena; regions run one after the other, so they all use the same bytes. What is zeroed starts at 0 elsewhere."""
     base = _align(schedule.arena_bytes)
     tokens = schedule.regime.max_tokens
     dims = {"T": tokens, "S": min(tokens, limits.max_batch_size), "B": min(tokens, limits.max_batch_size)}
     buffers: list[Buffer] = []
     end = schedule.arena_bytes
     for plan in dict.fromkeys(item.plan for item in items):
-        offset = base
+        ends = {False: base, True: 0}
         for workspace in emissions[plan].workspaces:
-            buffers.append(Buffer(_workspace_name(plan, workspace.name), workspace.dtype, workspace.shape, offset))
-            offset = _align(offset + _num_bytes(workspace, dims))
-            end = max(end, offset)
+            offset = ends[workspace.zeroed]
+            buffers.append(Buffer(_workspace_name(plan, workspace.name), workspace.dtype, workspace.shape, offset, workspace.zeroed))
+            ends[workspace.zeroed] = _align(offset + _num_bytes(workspace, dims))
+        end = max(end, ends[False]) if ends[False] > base else end  # `base` alone is no scratch
     return buffers, end
 
 

@@ -23,6 +23,8 @@ class LinearTile:
     num_stages: int
     group_m: int = 1  # token tiles that are dealt together, so that they share weight tiles in L2
     weights_left: bool = False  # the weight is the dot's left operand: only that one can come from registers on sm_90
+    splits: int = 1  # programs among which K is dealt; the last of a tile to finish adds up what the others left. Not of a matrix-vector product
+    prefetch: int = 0  # steps over K that are brought into the L2 cache before the wait for the kernel before (dependent launch)
     biased: bool = True  # matrix-vector product: bytes are converted as weight + 128; otherwise they become the last bits of 2 ** 23 + weight
 
 
@@ -67,61 +69,91 @@ _MATVEC: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     2: ((4096, 4, 2048, 8), (1024, 4, 1024, 4), (0, 4, 512, 2)),
     4: ((2048, 4, 1024, 8), (0, 4, 512, 4)),
 }
+_MATVEC_PREFETCH = 2  # steps
 
 
 def choose_matvec(k: int, weight_bytes: int) -> LinearTile:
     _, rows, step, warps = next(entry for entry in _MATVEC[weight_bytes] if k >= entry[0])
     fitting = min(step, max(32, next_power_of_two(k)))
-    return LinearTile(1, rows, fitting, max(1, warps * fitting // step), 1)
+    return LinearTile(1, rows, fitting, max(1, warps * fitting // step), 1, prefetch=_MATVEC_PREFETCH)
 
 
 # -- matrix product -------------------------------------------------------------------------------------------------------------
-# Tokens up to -> (block_m, widest block_n, elements of a weight tile, warps, stages). Up to 64 tokens the weight is streamed: narrow tiles
-# fill the machine, and are long in K.
-_STREAM: dict[int, tuple[int, int, int, int, int]] = {
-    16: (16, 64, 8192, 4, 5),
-    32: (32, 64, 8192, 4, 5),
-    64: (64, 64, 4096, 4, 5),
+# Up to 128 tokens the weight is streamed. Tokens up to -> (block_m, block_n, block_k, warps, stages). Each program reads all of x, from the L2
+# cache: block_n is no smaller than block_m. Of the stages, two are in flight where the tensor core reads shared memory by itself (sm_90).
+_Sizes = tuple[int, int, int, int, int]
+_STREAM_LEFT: dict[int, _Sizes] = {  # 16-bit weights as the left operand of wgmma: tokens are padded to block_m alone
+    16: (16, 64, 128, 4, 5),
+    32: (32, 64, 128, 4, 4),
+    64: (64, 64, 128, 4, 3),
+    128: (128, 128, 64, 8, 3),
 }
-_LARGE = (128, 128, 64, 8, 4)
-_LARGE_WIDE = (128, 256, 64, 8, 3)  # where shared memory allows
-_EXACT = (32, 32, 32, 4, 2)  # f32 without tensor cores
+_STREAM_RIGHT: dict[int, _Sizes] = {  # int8, and machines without wgmma. From 64 tokens on wgmma, its int8 converted into shared memory; else mma
+    16: (16, 64, 128, 4, 5),
+    64: (64, 64, 128, 4, 4),
+    128: (128, 64, 64, 4, 4),
+}
+_LARGE: _Sizes = (128, 128, 64, 8, 4)
+_LARGE_WIDE: _Sizes = (128, 256, 64, 8, 3)  # where shared memory allows
+_EXACT: _Sizes = (32, 32, 32, 4, 2)  # f32 without tensor cores
 
 
 def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, arch: int) -> LinearTile:
-    """tokens: the most that a step has. Programs outnumber the machine's cores where N allows it."""
+    """tokens: the most that a step has."""
     if tokens == 1:
         return choose_matvec(k, weight_bytes)
     if dtype == "f32":
         block_m, block_n, block_k, warps, stages = _EXACT
         return _fit_k(LinearTile(block_m, block_n, block_k, warps, stages, group_m=8), k)
-    if tokens <= max(_STREAM):
-        return _choose_stream(tokens, n, k, weight_bytes, arch)
-    return _choose_large(tokens, n, k, weight_bytes, arch)
+    choose = _choose_stream if tokens <= max(_STREAM_LEFT) else _choose_large
+    tile = _fit_k(choose(tokens, n, weight_bytes, arch), k)
+    return replace(tile, splits=_choose_splits(tile, tokens, n, k, weight_bytes, machine(arch).num_cores))
 
 
 def keep_order(tile: LinearTile) -> LinearTile:
     """The tile for kernels that must add up alike whatever the number of tokens: all by the same instructions, along K in one piece."""
-    return replace(tile, block_m=max(tile.block_m, 64), num_warps=max(tile.num_warps, 4), weights_left=False)
+    return replace(tile, block_m=max(tile.block_m, 64), num_warps=max(tile.num_warps, 4), weights_left=False, splits=1, prefetch=0)
 
 
-def _choose_stream(tokens: int, n: int, k: int, weight_bytes: int, arch: int) -> LinearTile:
-    block_m, block_n, elements, warps, stages = _STREAM[next(most for most in _STREAM if tokens <= most)]
-    while block_n > 16 and -(-n // block_n) < machine(arch).num_cores * 0.9:
-        block_n //= 2
-    block_k = min(256, elements // block_n)
-    while stages > 2 and stages * block_k * (block_m * 2 + block_n * weight_bytes) > machine(arch).shared_bytes // 2:
-        stages -= 1  # two blocks share a core
-    return _fit_k(LinearTile(block_m, block_n, block_k, min(warps, max(1, block_n // 8)) if block_m < 64 else warps, stages), k)
+def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
+    left = weight_bytes == 2 and arch >= 90
+    table = _STREAM_LEFT if left else _STREAM_RIGHT
+    block_m, block_n, block_k, warps, stages = table[next(most for most in table if tokens <= most)]
+    half = machine(arch).shared_bytes // 2  # two blocks share a core
+    while stages > 2 and stages * block_k * (block_m * 2 + block_n * weight_bytes) > half:
+        block_k, stages = (block_k // 2, stages * 2 - 2) if stages == 3 and block_k > 64 else (block_k, stages - 1)
+    return LinearTile(block_m, block_n, block_k, warps, stages, weights_left=left, prefetch=stages)
 
 
-def _choose_large(tokens: int, n: int, k: int, weight_bytes: int, arch: int) -> LinearTile:
+def _choose_large(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
     roomy = machine(arch).shared_bytes > 200_000 and weight_bytes == 2
     tiles_wide = -(-tokens // 128) * -(-n // 256)
     block_m, block_n, block_k, warps, stages = _LARGE_WIDE if roomy and tiles_wide >= machine(arch).num_cores else _LARGE
     while stages > 2 and stages * block_k * (block_m * 2 + block_n * 2) > machine(arch).shared_bytes:
         stages -= 1
-    return _fit_k(LinearTile(block_m, block_n, block_k, warps, stages, group_m=8), k)
+    return LinearTile(block_m, block_n, block_k, warps, stages, group_m=8)
+
+
+_MOST_SPLITS, _FEWEST_STEPS = 8, 4  # of one tile; of one program
+_SPLIT_BYTES = 9e6  # what is read in the time that the last program of a tile waits for the others' parts: 2 µs
+_OPERATIONS_PER_BYTE = 155  # done in the time that a byte is read: 700 TFLOP/s at 4.53 TB/s
+
+
+def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: int, num_cores: int) -> int:
+    """Programs for each tile: as many as make the whole fastest, where tiles alone do not fill the machine twice."""
+    tiles = -(-n // tile.block_n) * -(-tokens // tile.block_m)
+    if tiles >= 2 * num_cores:
+        return 1
+    work = max(n * k * weight_bytes, 2 * n * k * tokens / _OPERATIONS_PER_BYTE)
+
+    def cost(splits: int) -> float:
+        """In bytes of the weight."""
+        waves = -(-tiles * splits // num_cores)
+        parts = _SPLIT_BYTES + splits * tokens * n * 4 * 1.5 if splits > 1 else 0  # f32, written and read in the L2 cache
+        return work * waves * num_cores / (tiles * splits) + parts
+
+    most = max(1, min(_MOST_SPLITS, -(-k // tile.block_k) // _FEWEST_STEPS))
+    return min(range(1, most + 1), key=cost)
 
 
 def _fit_k(tile: LinearTile, k: int) -> LinearTile:

@@ -141,12 +141,16 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """An activation in the program's arena. Bytes are reserved for `max_tokens` tokens; shape holds T, S or ints."""
+    """An activation in the program's arena. Bytes are reserved for `max_tokens` tokens; shape holds T, S or ints.
+
+    zeroed: it lies not there but in memory of its own, at `offset`, that is zero when the engine is loaded; kernels leave it zero again.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     offset: int  # bytes, 256-aligned
+    zeroed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ def default_regimes(target: str, *, max_tokens: int, max_batch_size: int, determ
     """
     if target == "cpu":
         return Regime("decode", "decode", max_batch_size), Regime("ragged", "ragged", max_tokens)
-    decodes = [] if deterministic else sorted({min(size, max_batch_size) for size in (1, 16, 64, max_batch_size)})
+    decodes = [] if deterministic else sorted({min(size, max_batch_size) for size in (1, 16, 32, 64, 128, max_batch_size)})
     mixtures = sorted({min(size, max_tokens) for size in (64, 512, max_tokens)})
     return (
         *(Regime(f"decode_{size}", "decode", size) for size in decodes),

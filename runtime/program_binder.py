@@ -51,6 +51,7 @@ class ProgramBinder:
         size = max(program.arena_bytes for program in engine.manifest.programs)
         self._arena = torch.empty(size, dtype=torch.uint8, device=engine.backend.device)
         self._pages = engine.manifest.limits.max_pages_per_sequence
+        self._zeroed = torch.zeros(self._count_zeroed_bytes(), dtype=torch.uint8, device=engine.backend.device)
 
     def rebind(self, bound: BoundProgram, dims: StepDims, step: dict[str, torch.Tensor]) -> BoundProgram:
         """The same program for another size, its launches reused where that is possible."""
@@ -74,14 +75,25 @@ class ProgramBinder:
         """Where a program bound to dims reads and writes its activations. Their bytes are shared by those that are not alive together."""
         return {buffer.name: self._view_buffer(program, buffer, dims) for buffer in program.buffers}
 
+    def _count_zeroed_bytes(self) -> int:
+        most = self._engine.manifest.limits.max_batch_size
+        ends = [0]
+        for program in self._engine.manifest.programs:
+            dims = StepDims(program.max_tokens, min(program.max_tokens, most), min(program.max_tokens, most))
+            ends += [self._end_of(buffer, dims) for buffer in program.buffers if buffer.zeroed]
+        return max(ends)
+
+    def _end_of(self, buffer: Buffer, dims: StepDims) -> int:
+        return buffer.offset + prod(dims.of(d, self._pages) for d in buffer.shape) * TORCH_DTYPES[buffer.dtype].itemsize
+
     def _view_buffer(self, program: Program, buffer: Buffer, dims: StepDims) -> torch.Tensor:
         dtype = TORCH_DTYPES[buffer.dtype]
         shape = tuple(dims.of(d, self._pages) for d in buffer.shape)
-        end = buffer.offset + prod(shape) * dtype.itemsize
-        if end > len(self._arena):
-            problem = f"buffer {buffer.name} ends at byte {end}, the arena has {len(self._arena)}"
+        memory, end = self._zeroed if buffer.zeroed else self._arena, self._end_of(buffer, dims)
+        if end > len(memory):
+            problem = f"buffer {buffer.name} ends at byte {end}, its memory has {len(memory)}"
             raise EngineError(f"program {program.name}", problem, "rebuild the engine")
-        return self._arena[buffer.offset : end].view(dtype).view(shape)
+        return memory[buffer.offset : end].view(dtype).view(shape)
 
     def _resolve(self, arg: Arg, buffers: dict[str, torch.Tensor], step: dict[str, torch.Tensor], sizes: dict[str, int]) -> Argument:
         if arg.kind == "buffer":

@@ -211,8 +211,9 @@ class Executor:
         for b in program.buffers:
             shape = [dims[d] if isinstance(d, str) else d for d in b.shape]
             size = math.prod(shape) * TORCH_DTYPES[b.dtype].itemsize
-            assert b.offset + size <= program.arena_bytes
-            buffers[b.name] = arena[b.offset : b.offset + size].view(TORCH_DTYPES[b.dtype]).view(shape)
+            assert b.zeroed or b.offset + size <= program.arena_bytes
+            memory = torch.zeros(b.offset + size, dtype=torch.uint8) if b.zeroed else arena
+            buffers[b.name] = memory[b.offset : b.offset + size].view(TORCH_DTYPES[b.dtype]).view(shape)
         pick = {
             "buffer": buffers.__getitem__, "weight": self.weights.__getitem__, "step": step.__getitem__, "dim": dims.__getitem__,
             "k_cache": lambda i: self.cache[int(i)][0], "v_cache": lambda i: self.cache[int(i)][1],
@@ -220,6 +221,7 @@ class Executor:
         for launch in program.launches:
             args = [pick[a.kind](a.name) for a in launch.args]
             self.call(self.kernels[launch.kernel], tuple(g(dims) for g in launch.grid), args)
+        assert all(not buffers[b.name].any() for b in program.buffers if b.zeroed), "zeroed scratch is left zero"
         return buffers[program.logits].clone()
 
 

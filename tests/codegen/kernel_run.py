@@ -74,12 +74,13 @@ def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, tokens=None,
     arguments = {p.name: _tensor(case, p, arg, dims, extra or {}, tokens) for p, arg in zip(plan.parameters, binding)}
     for space in emission.workspaces:
         shape = [dims[d] if isinstance(d, str) else d for d in space.shape]
-        arguments[space.name] = torch.full(shape, float("nan"), dtype=TORCH_DTYPES[space.dtype])
+        arguments[space.name] = torch.full(shape, 0 if space.zeroed else float("nan"), dtype=TORCH_DTYPES[space.dtype])
     arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
     for kernel in emission.kernels:
         args = [arguments.get(name, dims.get(name)) for name in kernel.parameters]
         grid = tuple(extent(dims) for extent in kernel.grid)
         (_launch_interpreted if device == "cpu" else _launch_compiled)(kernel, grid, args)
+    assert all(not arguments[space.name].any() for space in emission.workspaces if space.zeroed), "zeroed scratch is left zero"
     return {arg.name: arguments[p.name].cpu() for p, arg in zip(plan.parameters, binding) if p.role == "out"}
 
 

@@ -90,6 +90,29 @@ def test_one_token_runs_over_k_in_steps(name, config):
     run(*CASES[name], 1, dtype="bf16", k=80, seed=4, **{"block_n": 32, **config})
 
 
+# K = 72 is 5 steps of 16, which 2 and 3 programs share unevenly.
+@pytest.mark.parametrize("config", [{"splits": 3}, {"splits": 2, "weights_left": 1}, {"splits": 8, "block_k": 32, "group_m": 2}], ids=str)
+@pytest.mark.parametrize("name, tokens", [("int8", 37), ("gated", 16), ("residual", 3), ("two outputs", 20)])
+def test_programs_that_share_a_tile_add_up_their_parts(name, tokens, config):
+    run(*CASES[name], tokens, dtype="bf16", n=134, seed=tokens, **{"block_m": 16, "block_n": 64, "block_k": 16, **config})
+
+
+def test_no_program_is_left_without_a_step_of_k():
+    case = make_case(graph(PLAIN, "%y", k=96), "linear", "linear")
+    for splits, programs in ((1, 1), (2, 2), (3, 3), (4, 3), (9, 6)):  # of the 6 steps, 4 programs would get 2, 2, 2 and 0
+        _, _, emission = emit_case(case, Regime("r", "decode", 16), block_n=256, block_k=16, splits=splits)
+        assert emission.kernels[0].grid[0]({"T": 16}) == programs, splits
+
+
+@pytest.mark.parametrize("tokens, config", [(1, {"block_n": 16, "block_k": 32}), (5, {"block_n": 64, "block_k": 16, "splits": 2}), (5, {"block_k": 16})])
+def test_later_steps_of_the_weight_are_prefetched_before_the_wait(tokens, config):
+    case = make_case(graph(RESIDUAL, "%o"), "linear", "linear")
+    _, _, emission = emit_case(case, Regime("r", "decode", tokens), dependent_launch=1, prefetch=8, **config)
+    before, after = emission.kernels[0].source.split("gdc_wait()")
+    assert linear_template.PREFETCH in before and linear_template.PREFETCH not in after
+    run(RESIDUAL, "%o", tokens, dtype="bf16", seed=9, dependent_launch=1, prefetch=8, **config)
+
+
 @pytest.mark.parametrize("biased", [0, 1])
 @pytest.mark.parametrize("k, block_k", [(70, 32), (72, 32), (72, 128), (128, 32)])
 def test_int8_of_any_width_meets_one_token(k, block_k, biased):

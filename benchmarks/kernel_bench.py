@@ -1,0 +1,234 @@
+"""Kernels of a row built, compiled and launched as an engine does it: ahead of time, through the driver; and timed in CUDA graphs with cold weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from kernel_rows import Row
+
+import tilewright.ir.ops  # noqa: F401  # declares the ops
+from tilewright.codegen.aot import Compiled, compile_each
+from tilewright.codegen.emission import Emission
+from tilewright.codegen.plan import KernelPlan, Parameter, make_plan
+from tilewright.codegen.source import emit
+from tilewright.ir.manifest import Kernel, Limits
+from tilewright.ir.parser import parse_graph
+from tilewright.ir.reference import TORCH_DTYPES
+from tilewright.ir.regions import Regime, Region
+from tilewright.passes.regions import default_regimes
+from tilewright.runtime.cuda_driver import Module, PreparedLaunch
+
+PAGE = 64
+COLD_BYTES = 300 << 20  # sets of operands that are used in turn hold at least this much: more than the L2 cache
+MAX_TOKENS, MAX_BATCH_SIZE = 8192, 256
+SKIPPED = ("embedding", "write_kv")
+Config = dict[str, int]  # fields of LinearTile or AttendTile
+
+
+@dataclass(eq=False)
+class Built:
+    """A row's kernels for one config, compiled or not."""
+
+    row: Row
+    config: Config
+    plan: KernelPlan
+    emission: Emission
+    compiled: list[Compiled] = field(default_factory=list)  # empty where one of them does not compile
+
+    @property
+    def tile(self) -> str:
+        text = self.emission.kernels[0]
+        sizes = " ".join(f"{k.removeprefix('NUM_').lower()}={v}" for k, v in text.constants.items())
+        others = (f"{k}={self.config[k]}" for k in ("weights_left", "biased", "prefetch") if k in self.config)
+        return " ".join((sizes, f"num_warps={text.num_warps} num_stages={text.num_stages}", *others))
+
+
+def build(row: Row, config: Config, arch: str) -> Built:
+    graph = parse_graph(row.text)
+    ops = tuple(op for op in graph.ops if not op.is_const and op.name not in SKIPPED and not (op.name == "slice" and _feeds_pages(op)))
+    made = {v for op in ops for v in op.results}
+    reads = tuple(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
+    anchor = next(op for op in ops if op.name == row.anchor)
+    region = Region(row.name.split()[0], row.anchor, ops, anchor, reads, tuple(graph.outputs), "")  # type: ignore[arg-type]
+    limits = Limits(max(MAX_BATCH_SIZE, row.sequences), max(row.context, 128), 64, MAX_TOKENS, PAGE)
+    whole = {"arch": int(arch.removeprefix("sm_")), **config}
+    plan, _ = make_plan(region, _regime(row, arch), limits, arch, tuple(sorted(whole.items())))
+    return Built(row, config, plan, emit(plan))
+
+
+def _regime(row: Row, arch: str) -> Regime:
+    """Of the engine's regimes the one that serves such a step. Attention's kernels are made for a number of sequences, which is the row's own."""
+    if row.anchor == "attend":
+        return Regime("bench", row.kind, row.tokens)  # type: ignore[arg-type]
+    regimes = default_regimes(arch, max_tokens=MAX_TOKENS, max_batch_size=MAX_BATCH_SIZE)
+    return next(r for r in sorted(regimes, key=lambda r: r.max_tokens) if r.max_tokens >= row.tokens)
+
+
+def _feeds_pages(op: object) -> bool:
+    return any(user.name == "write_kv" for user in op.result.users)  # type: ignore[attr-defined]
+
+
+def compile_built(builts: Sequence[Built], arch: str, jobs: int = 0) -> list[str]:
+    """Fills in `compiled`, in parallel and from the cache (XDG_CACHE_HOME). Gives the first line of what each that fails says."""
+    kernels: dict[str, tuple[Built, Kernel, str]] = {}
+    for place, built in enumerate(builts):
+        types = {p.name: f"*{p.type.dtype}" for p in built.plan.parameters} | {w.name: f"*{w.dtype}" for w in built.emission.workspaces}
+        for position, text in enumerate(built.emission.kernels):
+            name = f"{text.entry}_{place}_{position}"
+            parameters = tuple((p, types.get(p, "i32")) for p in text.parameters)
+            kernel = Kernel(
+                name, "triton", f"{name}.py", text.entry, parameters, dict(text.constants), text.num_warps, text.num_stages, text.dependent_launch
+            )
+            kernels[name] = (built, kernel, text.source)
+    results = compile_each([k for _, k, _ in kernels.values()], {name: source for name, (_, _, source) in kernels.items()}, [arch], jobs)
+    failed: dict[Built, str] = {}
+    for name, (built, _, _) in kernels.items():
+        result = results[name, arch]
+        if isinstance(result, Compiled):
+            built.compiled.append(result)
+        else:
+            failed[built] = str(result).splitlines()[0]
+    for built in failed:
+        built.compiled.clear()
+    return [f"{built.row.name} {built.tile}: {problem:.160}" for built, problem in failed.items()]
+
+
+# -- on the GPU -----------------------------------------------------------------------------------------------------------------
+class Operands:
+    """As many sets of a row's arguments as keep its large operands out of the cache; they serve every config."""
+
+    def __init__(self, built: Built, copies: int = 0) -> None:
+        self.row, self.plan = built.row, built.plan
+        self.dims = {"T": self.row.tokens, "S": self.row.tokens, "B": self.row.sequences}
+        cold = max(1, min(40, -(-COLD_BYTES // max(1, self.row.bytes)))) if self.row.kind == "decode" else 1
+        self.sets = [self._arguments(seed) for seed in range(copies or cold)]
+
+    def _arguments(self, seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        return {p.name: self._tensor(p) for p in self.plan.parameters}
+
+    def _tensor(self, p: Parameter) -> torch.Tensor:
+        row = self.row
+        pages = -(-row.context // PAGE)
+        if p.name == "context_len":
+            return torch.full((row.sequences,), row.context, dtype=torch.int32, device="cuda")
+        if p.name == "query_start":
+            return (torch.arange(row.sequences + 1, device="cuda") * (row.tokens // row.sequences)).int()
+        if p.name == "block_table":
+            table = torch.full((row.sequences, int(p.type.shape[1])), 0, dtype=torch.int32, device="cuda")
+            table[:, :pages] = torch.randperm(row.sequences * pages, device="cuda").reshape(row.sequences, pages)
+            return table
+        shape = [row.sequences * pages if d == "pages" else self.dims[d] if isinstance(d, str) else d for d in p.type.shape]
+        dtype = TORCH_DTYPES[p.type.dtype]
+        if dtype == torch.int8:
+            return torch.randint(-127, 128, shape, dtype=dtype, device="cuda")
+        if p.role == "scale":
+            return torch.rand(shape, dtype=dtype, device="cuda") / 4096
+        scale = shape[-1] ** -0.5 if p.role == "weight" and len(shape) == 2 else 1.0
+        return torch.empty(shape, dtype=dtype, device="cuda").normal_(0.0, scale)
+
+
+class Loaded:
+    """A compiled row on the GPU, with a prepared launch of each kernel for each set of operands."""
+
+    def __init__(self, built: Built, operands: Operands) -> None:
+        self.built, self.operands, dims = built, operands, operands.dims
+        self.spaces: dict[str, torch.Tensor] = {}
+        for space in built.emission.workspaces:
+            shape = [dims[d] if isinstance(d, str) else d for d in space.shape]
+            make = torch.zeros if space.zeroed else torch.empty
+            self.spaces[space.name] = make(shape, dtype=TORCH_DTYPES[space.dtype], device="cuda")
+        self.modules = [Module(c.cubin, c.binary.symbol, c.binary.shared_bytes) for c in built.compiled]
+        self.launches = [self._prepare(arguments) for arguments in operands.sets]
+
+    def _prepare(self, arguments: dict[str, torch.Tensor]) -> list[PreparedLaunch]:
+        known = {**arguments, **self.spaces}
+        prepared = []
+        for text, module, compiled in zip(self.built.emission.kernels, self.modules, self.built.compiled):
+            tensors = [known.get(name) for name in text.parameters]
+            values = [self.operands.dims[name] if t is None else t.data_ptr() for name, t in zip(text.parameters, tensors)]
+            types = ["i32" if t is None else "*" for t in tensors]
+            grid = tuple(extent(self.operands.dims) for extent in text.grid)
+            prepared.append(module.prepare(grid, compiled.binary.num_warps, values, types, text.dependent_launch))  # type: ignore[arg-type]
+        return prepared
+
+    def run(self, index: int) -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        for launch in self.launches[index % len(self.launches)]:
+            launch.launch(stream)
+
+
+def time_graph(run: Callable[[int], object], count: int, replays: int = 12) -> float:
+    """Microseconds of one run, as a low quantile over replays of a graph of `count` runs."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for i in range(2):
+            run(i)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for i in range(count):
+                run(i)
+        times = []
+        for _ in range(replays):
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record(stream)
+            graph.replay()
+            stop.record(stream)
+            stop.synchronize()
+            times.append(start.elapsed_time(stop) / count * 1e3)
+    return sorted(times)[len(times) // 3]
+
+
+# -- what is right --------------------------------------------------------------------------------------------------------------
+def dense(operands: Operands, arguments: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the peer reads: a bf16 weight, or keys and values without pages."""
+    ours = dict(arguments)
+    if "weight" in ours and ours["weight"].dtype == torch.int8:
+        ours["weight"] = ours["weight"].to(torch.bfloat16)
+    if "block_table" in ours:
+        row = operands.row
+        ours["buffer"] = next(ours[p.name] for p in operands.plan.parameters if p.role == "buffer")
+        used = ours["block_table"][:, : -(-row.context // PAGE)].long()
+        for name in ("k", "v"):
+            pages = ours[f"{name}_cache"][used].transpose(2, 3).flatten(1, 2)
+            ours[f"dense_{name}"] = pages[:, : row.context].transpose(1, 2).contiguous()
+    return ours
+
+
+def expect(operands: Operands) -> torch.Tensor:
+    """The first set's output by the same mathematics in f32; of attention, by the peer."""
+    arguments, row = operands.sets[0], operands.row
+    if "block_table" not in arguments:
+        return _expect_linear(operands.plan, arguments)
+    out = row.peer(dense(operands, arguments))
+    return (out.flatten(1) if row.kind == "decode" else out[0].transpose(0, 1).flatten(1)).float()
+
+
+def _expect_linear(plan: KernelPlan, a: dict[str, torch.Tensor]) -> torch.Tensor:
+    x = a["x"].float()
+    if "rms_norm_weight" in a:
+        x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)).bfloat16().float() * a["rms_norm_weight"].float()
+    y = torch.cat([x @ rows.float().t() for rows in a["weight"].split(1 << 14)], 1)
+    if "weight_scale" in a:
+        y = y * a["weight_scale"]
+    ops = [op.op for op in plan.ops]
+    if "gated" in ops:
+        y = F.silu(y[:, ::2]) * y[:, 1::2]
+    if "add" in ops:
+        y = y + next(a[p.name] for p in plan.parameters if p.role == "buffer" and p.name != "x").float()
+    return y
+
+
+def measure_error(loaded: Loaded, expected: torch.Tensor) -> float:
+    """Relative error of the first set's output, the larger of two launches: the second finds the scratch as the first left it."""
+    out = loaded.operands.sets[0][loaded.built.plan.outputs[0].name]
+    errors = []
+    for _ in range(2):
+        out.fill_(float("nan"))
+        loaded.run(0)
+        errors.append(float((out.float() - expected).norm() / expected.norm()))
+    return max(errors, key=lambda e: (e != e, e))
