@@ -41,7 +41,8 @@ def emit_attend(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
         programs, longest = plan.max_tokens * shape.kv_heads, shape.max_pages * shape.page_size
         tile = choose_decode(shape.group, width, size, programs, min(longest, shape.window or longest), arch)
     else:
-        tile = choose_ragged(shape.group, width, size, plan.max_tokens or 1 << 16, arch)
+        tokens = 0 if config.get("deterministic") else plan.max_tokens  # one tile for every step: rows then add up alike
+        tile = choose_ragged(shape.group, width, size, tokens or 1 << 16, arch)
     early = bool(config.get("dependent_launch")) and arch >= 90
     maker = _Maker(plan, shape, override(tile, config), early, tuple(notes))
     return maker.emit_decode() if plan.kind == "decode" else maker.emit_ragged()

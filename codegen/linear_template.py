@@ -16,7 +16,7 @@ from tilewright.codegen.hoist import HoistingWriter
 from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
 from tilewright.codegen.source import template
-from tilewright.codegen.tiles import LinearTile, choose_linear, next_power_of_two, override
+from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, next_power_of_two, override
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
@@ -113,8 +113,10 @@ def emit_linear(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
 def tile_of(product: Product) -> LinearTile:
     """The default for its shape, with what the plan's config sets."""
     config, weight_bytes = dict(product.plan.config), ITEM_BYTES[product.weight.type.dtype]
-    tile = choose_linear(product.tokens or 1 << 16, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
-    return override(tile, config)
+    fixed = bool(config.get("deterministic"))
+    tokens = max(product.tokens or 1 << 16, 64 if fixed else 1)
+    tile = choose_linear(tokens, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
+    return override(keep_order(tile) if fixed else tile, config)
 
 
 class StoredEvaluator(Evaluator):

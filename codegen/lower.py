@@ -52,11 +52,18 @@ class _Planned:
     args: tuple[Arg, ...]
 
 
-def lower(graph: Graph, schedules: Sequence[Schedule], *, target: str, limits: Limits) -> Lowered:
-    """Raises CodegenError for a region without a kernel. target: cpu, or a GPU architecture such as sm_90."""
+def lower(graph: Graph, schedules: Sequence[Schedule], *, target: str, limits: Limits, deterministic: bool = False) -> Lowered:
+    """Raises CodegenError for a region without a kernel. target: cpu, or a GPU architecture such as sm_90.
+
+    deterministic: every kernel adds up in an order that does not depend on the number of tokens.
+    """
     if target != "cpu" and not target.removeprefix("sm_").isdigit():
         raise CodegenError(f"target {target}", "is neither cpu nor an architecture such as sm_90")
-    planned = [[_plan(region, schedule, limits, target) for region in schedule.regions] for schedule in schedules]
+    if deterministic and target == "cpu":
+        problem = "torch adds up in an order that depends on the number of tokens"
+        raise CodegenError("deterministic, target cpu", problem, "build for a GPU, or serve one request at a time")
+    config = tile_config(target, deterministic=deterministic)
+    planned = [[_plan(region, schedule, limits, target, config) for region in schedule.regions] for schedule in schedules]
     sharing: dict[KernelPlan, list[Region]] = {}
     for item in (item for items in planned for item in items):
         sharing.setdefault(item.plan, []).append(item.region)
@@ -90,16 +97,17 @@ def cache_of(graph: Graph) -> KVCache:
     return KVCache(dtypes[0], tuple(KVLayer(*shape) for shape in shapes))
 
 
-def _plan(region: Region, schedule: Schedule, limits: Limits, target: str) -> _Planned:
-    return _Planned(region, *make_plan(region, schedule.regime, limits, target, tile_config(target)))
+def _plan(region: Region, schedule: Schedule, limits: Limits, target: str, config: tuple[tuple[str, int], ...]) -> _Planned:
+    return _Planned(region, *make_plan(region, schedule.regime, limits, target, config))
 
 
-def tile_config(target: str) -> tuple[tuple[str, int], ...]:
+def tile_config(target: str, *, deterministic: bool = False) -> tuple[tuple[str, int], ...]:
     """What templates need to know of the architecture. From sm_90 on, each kernel waits for the one before it by itself."""
     if target == "cpu":
         return ()
     arch = int(target.removeprefix("sm_"))
-    return (("arch", arch), ("dependent_launch", int(arch >= _DEPENDENT_LAUNCH)))
+    config = (("arch", arch), ("dependent_launch", int(arch >= _DEPENDENT_LAUNCH)))
+    return (*config, ("deterministic", 1)) if deterministic else config
 
 
 def _check_names(plans: dict[KernelPlan, list[Region]]) -> None:

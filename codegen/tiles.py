@@ -110,6 +110,11 @@ def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, ar
     return replace(tile, splits=_choose_splits(tile, tokens, n, k, weight_bytes, machine(arch).num_cores))
 
 
+def keep_order(tile: LinearTile) -> LinearTile:
+    """The tile for kernels that must add up alike whatever the number of tokens: all by the same instructions, along K in one piece."""
+    return replace(tile, block_m=max(tile.block_m, 64), num_warps=max(tile.num_warps, 4), weights_left=False, splits=1, prefetch=0)
+
+
 def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
     left = weight_bytes == 2 and arch >= 90
     table = _STREAM_LEFT if left else _STREAM_RIGHT

@@ -11,11 +11,14 @@ from tilewright.passes.grouping import NORMS, Group, Grouping, base_of, is_view
 from tilewright.passes.memory_plan import plan_memory
 
 
-def default_regimes(target: str, *, max_tokens: int, max_batch_size: int) -> tuple[Regime, ...]:
-    """Sizes of steps that get kernels of their own. The CPU's code does not depend on the size."""
+def default_regimes(target: str, *, max_tokens: int, max_batch_size: int, deterministic: bool = False) -> tuple[Regime, ...]:
+    """Sizes of steps that get kernels of their own. The CPU's code does not depend on the size.
+
+    deterministic: decodes run in the same programs as prompts, since kernels of their own would add up in another order.
+    """
     if target == "cpu":
         return Regime("decode", "decode", max_batch_size), Regime("ragged", "ragged", max_tokens)
-    decodes = sorted({min(size, max_batch_size) for size in (1, 16, 32, 64, 128, max_batch_size)})
+    decodes = [] if deterministic else sorted({min(size, max_batch_size) for size in (1, 16, 32, 64, 128, max_batch_size)})
     mixtures = sorted({min(size, max_tokens) for size in (64, 512, max_tokens)})
     return (
         *(Regime(f"decode_{size}", "decode", size) for size in decodes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import prod
 from pathlib import Path
 
 import torch
@@ -31,10 +32,7 @@ class CudaBackend:
         if kernel.language != "triton" or binary is None:
             raise EngineError(f"kernel {kernel.name}", f"has no binary for {self._architecture}", "rebuild the engine")
         module = Module((directory / binary.file).read_bytes(), binary.symbol, binary.shared_bytes)
-        return CudaKernel(module, kernel, binary, self._allocate_scratch(binary.global_scratch_bytes))
-
-    def _allocate_scratch(self, num_bytes: int) -> torch.Tensor | None:
-        return torch.empty(num_bytes, dtype=torch.uint8, device=self.device) if num_bytes else None
+        return CudaKernel(module, kernel, binary, self.device)
 
 
 def choose_architecture(manifest: Manifest, directory: Path, capability: tuple[int, int]) -> str:
@@ -50,26 +48,38 @@ def choose_architecture(manifest: Manifest, directory: Path, capability: tuple[i
 
 
 class CudaKernel:
-    def __init__(self, module: Module, kernel: Kernel, binary: Binary, scratch: torch.Tensor | None) -> None:
-        self._module, self._binary, self._scratch = module, binary, scratch
+    def __init__(self, module: Module, kernel: Kernel, binary: Binary, device: torch.device) -> None:
+        self._module, self._binary = module, binary
         self._types = [type_name for _, type_name in kernel.parameters]
         self._dependent_launch = kernel.dependent_launch
+        self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
 
     def bind(self, grid: tuple[int, int, int], args: list[Argument]) -> BoundLaunch:
         values = [arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args]
-        scratch = 0 if self._scratch is None else self._scratch.data_ptr()
+        scratch = self._scratch_for(grid)
         prepared = self._module.prepare(
-            grid, self._binary.num_warps, values, self._types, self._dependent_launch, global_scratch=scratch
+            grid, self._binary.num_warps, values, self._types, self._dependent_launch, global_scratch=scratch.data_ptr()
         )
-        return CudaLaunch(prepared)
+        return CudaLaunch(prepared, scratch, self._binary.global_scratch_bytes)
+
+    def _scratch_for(self, grid: tuple[int, int, int]) -> torch.Tensor:
+        """All launches of a kernel share it: they run one after the other. Launches that were bound with a smaller one keep that."""
+        needed = self._binary.global_scratch_bytes * prod(grid)
+        if len(self._scratch) < needed:
+            self._scratch = torch.empty(needed, dtype=torch.uint8, device=self._scratch.device)
+        return self._scratch
 
 
 class CudaLaunch:
-    def __init__(self, prepared: PreparedLaunch) -> None:
-        self._prepared = prepared
+    """scratch: bytes that each program has of its own, `per_program` of them."""
+
+    def __init__(self, prepared: PreparedLaunch, scratch: torch.Tensor, per_program: int) -> None:
+        self._prepared, self._scratch, self._per_program = prepared, scratch, per_program
         self.run = prepared.launch
 
     def resize(self, grid: tuple[int, int, int], sizes: dict[int, int]) -> bool:
+        if self._per_program * prod(grid) > len(self._scratch):
+            return False
         self._prepared.set_grid(*grid)
         for index, value in sizes.items():
             self._prepared.set_arg(index, value)

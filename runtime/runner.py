@@ -65,8 +65,8 @@ class Runner:
     def __init__(self, engine: Engine, max_cache_tokens: int | None = None) -> None:
         manifest, self.device = engine.manifest, engine.backend.device
         self.limits, self.uses_graphs = manifest.limits, engine.backend.uses_graphs
-        self._decode = sorted((p for p in manifest.programs if p.kind == "decode"), key=lambda p: p.max_tokens)
         self._ragged = sorted((p for p in manifest.programs if p.kind == "ragged"), key=lambda p: p.max_tokens)
+        self._decode = sorted((p for p in manifest.programs if p.kind == "decode"), key=lambda p: p.max_tokens) or self._ragged
         if not self._ragged or self._ragged[-1].max_tokens < self.limits.max_tokens:
             problem = f"no ragged program serves steps of {self.limits.max_tokens} tokens"
             raise EngineError(f"engine {engine.directory}", problem, "rebuild the engine")
@@ -163,6 +163,7 @@ class Runner:
         return _Graph(graph, sampled)
 
     def _find_decode(self, step: Step) -> Program | None:
+        """For one token a sequence: a program made for that, or in a deterministic engine the one that would serve any step of the size."""
         if not step.is_decode:
             return None
         size = self._decode_size(step)

@@ -19,6 +19,7 @@ import triton.language as tl
 from triton.language import core
 from triton.runtime.jit import JITFunction
 
+from tilewright.runtime.triton_descriptors import Descriptor
 from tilewright.runtime.triton_elements import Handle
 from tilewright.runtime.triton_memory import Array, Memory
 from tilewright.runtime.triton_rewrite import AND, NOT, OR, TILE, TRUTH, rewrite_library
@@ -198,7 +199,7 @@ _REPLACED: dict[str, Any] = {
     "reduce": _reduce, "associative_scan": _scan, "_reduce_with_indices": _reduce_with_indices,
     "range": _range, "static_range": _static_range, "static_assert": _static_assert, "static_print": print,
     "broadcast": _broadcast, "multiple_of": _keep_first, "max_contiguous": _keep_first, "max_constancy": _keep_first,
-    "inline_asm_elementwise": _run_assembly,
+    "inline_asm_elementwise": _run_assembly, "make_tensor_descriptor": Descriptor,
     "gdc_wait": _do_nothing, "gdc_launch_dependents": _do_nothing, "debug_barrier": _do_nothing,
 }  # fmt: skip
 _HOOKS: dict[str, Any] = {TILE: lambda value: SEMANTIC.to_tensor(value, False), TRUTH: _truth, AND: _and, OR: _or, NOT: _not}

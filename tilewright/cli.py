@@ -14,6 +14,7 @@ import typer
 
 from tilewright import cli_check, cli_kernel, cli_onnx, cli_passes, cli_profile, cli_read, cli_report
 from tilewright.ir.errors import TilewrightError
+from tilewright.limits import DEFAULT_PAGE
 
 commands = typer.Typer(
     name="tilewright", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -80,7 +81,8 @@ def build(
     max_input_len: Annotated[int | None, typer.Option(help="tokens of a prompt")] = None,
     max_output_len: Annotated[int | None, typer.Option(help="tokens generated for a request")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="tokens of one step, all sequences together")] = None,
-    page_size: Annotated[int, typer.Option(help="tokens of a KV page")] = 16,
+    page_size: Annotated[int, typer.Option(help="tokens of a KV page")] = DEFAULT_PAGE,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="a request's tokens do not depend on what is served with it")] = False,
     pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="pass pipeline in place of the default one")] = None,
 ) -> None:
     """Compile a Hugging Face model into an engine."""
@@ -90,7 +92,7 @@ def build(
 
     engine = compile(
         model, out, dtype=dtype, quantize=quantize, target=target, pipeline=pipeline, max_batch_size=max_batch_size, max_input_len=max_input_len,
-        max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size, stages=Stages(bars=True, lines=True),
+        max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size, deterministic=deterministic, stages=Stages(bars=True, lines=True),
     )  # fmt: skip
     print(engine)
     program = "tilewright" if shutil.which("tilewright") else sys.argv[0]  # as it can be typed: the environment may not be activated

@@ -21,7 +21,7 @@ from tilewright.ir.graph import Graph
 from tilewright.ir.manifest import Limits, ModelInfo
 from tilewright.ir.types import Bounds
 from tilewright.ir.weights import Weights
-from tilewright.limits import AskedLimits
+from tilewright.limits import DEFAULT_PAGE, AskedLimits
 from tilewright.passes.manager import PassManager, PassRow, Report
 from tilewright.passes.pipelines import QUANTIZATIONS, default_pipeline
 from tilewright.passes.registry import Step, load_passes, parse_pipeline
@@ -54,13 +54,14 @@ class Optimized:
 def compile(
     model: Any, out: str | Path, *, dtype: Any = None, quantize: str | None = None, target: str | None = None, pipeline: str | None = None,
     max_batch_size: int = 16, max_input_len: int | None = None, max_output_len: int | None = None, max_tokens: int | None = None,
-    page_size: int = 16, validate: bool | None = None, stages: Stages | None = None,
+    page_size: int = DEFAULT_PAGE, deterministic: bool = False, validate: bool | None = None, stages: Stages | None = None,
 ) -> Engine:  # fmt: skip
     """Compiles a directory, a hub id or a transformers model object into an engine directory `out`; an engine that is there is replaced.
 
     dtype: of activations (default: the checkpoint's). quantize: int8, int8-keep-head, or the text of a pass. target: cpu, cuda (this machine's
     GPU) or sm_<number> (default: cuda where there is one). pipeline: text of the passes; the word `default` in it stands for the default ones.
-    validate: run the reference interpreter around every pass. Raises TilewrightError, and then leaves nothing at `out`.
+    deterministic: a request's tokens are the same to the bit whatever else is served with it; costs speed. validate: run the reference
+    interpreter around every pass. Raises TilewrightError, and then leaves nothing at `out`.
     """
     stages = stages or Stages(bars=True)
     out, target = choose_destination(out), choose_target(target)
@@ -73,7 +74,7 @@ def compile(
         traced = trace(model, dtype, limits.max_sequence_len)
         stage.note(f"{traced.info.architecture}, {count(traced.info.num_parameters)} parameters: {len(traced.graph)} ops in one graph")
     bound_dims(traced.graph, limits)
-    again = reproduce(model, dtype=dtype, quantize=quantize, target=target, pipeline=pipeline, limits=limits)
+    again = reproduce(model, dtype=dtype, quantize=quantize, target=target, pipeline=pipeline, limits=limits, deterministic=deterministic)
     elsewhere = read_environment().inspect_dir
     with leave_as_found(out), keep_dumps(out, elsewhere, again) as folder:
         with stages.stage("passes") as stage:
@@ -81,7 +82,7 @@ def compile(
             if optimized.report.left:
                 raise stop_build(folder, out, optimized.report, stays=bool(elsewhere))
             stage.note(f"{sum(len(row.events) for row in optimized.report.rows)} rewrites: {len(optimized.graph)} ops")
-        return _write_engine(optimized, out, target, limits, stages, dump=folder, again=again)
+        return _write_engine(optimized, out, target, limits, stages, deterministic=deterministic, dump=folder, again=again)
 
 
 def trace(model: Any, dtype: Any = None, max_model_len: int | None = None) -> Trace:
@@ -127,12 +128,12 @@ def optimize(
 
 def build(
     optimized: Optimized, out: str | Path, *, target: str | None = None, max_batch_size: int = 16, max_input_len: int | None = None,
-    max_output_len: int | None = None, max_tokens: int | None = None, page_size: int = 16, stages: Stages | None = None,
-    dump: Path | None = None, again: str = "",
+    max_output_len: int | None = None, max_tokens: int | None = None, page_size: int = DEFAULT_PAGE, deterministic: bool = False,
+    stages: Stages | None = None, dump: Path | None = None, again: str = "",
 ) -> Engine:  # fmt: skip
-    """Kernels and weights of an optimized graph, written as an engine directory. Limits as in `compile`. Raises TilewrightError.
+    """Kernels and weights of an optimized graph, written as an engine directory. Limits and `deterministic` as in `compile`.
 
-    dump: folder with the text after each pass, and `again` the script that makes the same engine, both for ENGINE/inspect.
+    dump: folder with the text after each pass, and `again` the script that makes the same engine, both for ENGINE/inspect. Raises TilewrightError.
     """
     if not isinstance(optimized, Optimized):
         raise PassError("build", f"got a {type(optimized).__name__}", "pass what optimize(trace(model)) returned")
@@ -144,11 +145,11 @@ def build(
     )
     limits = asked.choose(optimized.info.max_positions)
     bound_dims(optimized.graph, limits)
-    return _write_engine(optimized, out, target, limits, stages or Stages(bars=True), dump=dump, again=again)
+    return _write_engine(optimized, out, target, limits, stages or Stages(bars=True), deterministic=deterministic, dump=dump, again=again)
 
 
 def _write_engine(
-    optimized: Optimized, out: Path, target: str, limits: Limits, stages: Stages, *, dump: Path | None = None, again: str = ""
+    optimized: Optimized, out: Path, target: str, limits: Limits, stages: Stages, *, deterministic: bool, dump: Path | None = None, again: str = ""
 ) -> Engine:
     from tilewright.codegen.lower import lower
     from tilewright.codegen.pack import pack
@@ -158,8 +159,9 @@ def _write_engine(
     assert info is not None and weights is not None, "only what was traced is written"
     check_tables(optimized.graph, limits)
     with stages.stage("regions") as stage:
-        schedules = build_schedules(optimized.graph, default_regimes(target, max_tokens=limits.max_tokens, max_batch_size=limits.max_batch_size))
-        lowered = lower(optimized.graph, schedules, target=target, limits=limits)
+        sizes = {"max_tokens": limits.max_tokens, "max_batch_size": limits.max_batch_size}
+        schedules = build_schedules(optimized.graph, default_regimes(target, **sizes, deterministic=deterministic))
+        lowered = lower(optimized.graph, schedules, target=target, limits=limits, deterministic=deterministic)
         launches = ", ".join(f"{p.name} {len(p.launches)}" for p in lowered.programs)
         stage.note(f"{len(lowered.kernels)} kernels; launches: {launches}")
     files: dict[str, bytes | Path] = {file.name: file for file in optimized.tokenizer_files}

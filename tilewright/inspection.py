@@ -92,7 +92,9 @@ def _ptx(lowered: Lowered) -> Files:
     return {f"kernels/{name}.{arch}.ptx": result.ptx.encode() for (name, arch), result in compiled.items()}
 
 
-def reproduce(model: Any, *, dtype: Any, quantize: str | None, target: str, pipeline: str | None, limits: Limits) -> str:
+def reproduce(
+    model: Any, *, dtype: Any, quantize: str | None, target: str, pipeline: str | None, limits: Limits, deterministic: bool = False
+) -> str:
     """A script that builds the same engine again into its first argument. A home directory is not named."""
     if not isinstance(model, str | Path):
         return f"#!/bin/sh\necho 'this engine was compiled from a {type(model).__name__} in memory' >&2\nexit 2\n"
@@ -102,6 +104,7 @@ def reproduce(model: Any, *, dtype: Any, quantize: str | None, target: str, pipe
         "--max-tokens": limits.max_tokens, "--page-size": limits.page_size,
     }  # fmt: skip
     flags = " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in options.items() if value is not None)
+    flags += " --deterministic" if deterministic else ""
     found = read_environment()
     switches = {"PASSES": found.passes, "OPT_LIMIT": found.opt_limit, "NO": ",".join(found.no)}
     env = "".join(f"TILEWRIGHT_{name}={shlex.quote(str(value))} " for name, value in switches.items() if value not in ("", None))

@@ -9,6 +9,7 @@ from tilewright.ir.manifest import Limits
 
 DEFAULT_LEN = 1024  # tokens in, and out, where the model has room for them
 DEFAULT_STEP = 2048  # tokens of one step
+DEFAULT_PAGE = 64  # tokens; a block of keys that attention reads at once then lies in one piece
 LARGEST_STEP = 65536
 PAGE_SIZES = (8, 16, 32, 64, 128)
 
@@ -21,7 +22,7 @@ class AskedLimits:
     max_input_len: int | None = None
     max_output_len: int | None = None
     max_tokens: int | None = None  # tokens of one step, all sequences together
-    page_size: int = 16
+    page_size: int = DEFAULT_PAGE
 
     def choose(self, positions: int) -> Limits:
         """positions: that the model was made for. Raises EngineError for limits that cannot be."""

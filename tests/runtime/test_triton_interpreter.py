@@ -297,6 +297,26 @@ def test_a_strided_view_may_be_used_up_to_its_last_element() -> None:
     assert whole.sum() == 8 and whole[0].sum() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_descriptor_moves_blocks_whose_outside_is_zero_and_is_not_written(dtype: torch.dtype) -> None:
+    x, out = torch.randn(13, 40).to(dtype), torch.full((13, 40), 7.0).to(dtype)
+    body = """x_ptr, out_ptr, row, column
+source = tl.make_tensor_descriptor(x_ptr, [13, 40], [40, 1], [8, 16])
+target = tl.make_tensor_descriptor(out_ptr, [13, 40], [40, 1], [8, 16])
+block = source.load([row, column])
+target.store([row, column], block * 2)"""
+    for row, column in ((0, 0), (8, 16), (8, 32), (3, 32)):
+        run(body, [x, out, row, column])
+    assert torch.equal(out[8:, 16:], x[8:, 16:] * 2) and torch.equal(out[3:11, 32:], x[3:11, 32:] * 2) and torch.equal(out[:8, :16], x[:8, :16] * 2)
+    assert (out[:8, 16:32] == 7).all() and (out[:3, 32:] == 7).all() and (out[8:, :16] == 7).all()
+
+
+@pytest.mark.parametrize("strides, block", [("[36, 2]", "[8, 16]"), ("[36, 1]", "[8, 16]"), ("[40, 1]", "[8, 4]")])
+def test_a_descriptor_that_a_gpu_would_refuse_is_refused(strides: str, block: str) -> None:
+    with pytest.raises(ValueError, match="16"):
+        run(f"x_ptr\nd = tl.make_tensor_descriptor(x_ptr, [13, 36], {strides}, {block})", [torch.zeros(13, 40, dtype=torch.bfloat16)])
+
+
 def test_a_chained_comparison_is_refused_as_the_compiler_would() -> None:
     with pytest.raises(EngineError, match="chained comparison '0 <= i < 4'"):
         run("x_ptr\ni = tl.arange(0, 8)\nm = 0 <= i < 4", [torch.zeros(4)])

@@ -17,8 +17,8 @@ from tilewright.inspect.references import References
 from tilewright.ir.graph import Graph, Value
 from tilewright.ir.interpreter import evaluate_constant
 from tilewright.ir.manifest import Program
-from tilewright.ir.regions import Region, Schedule
-from tilewright.passes.regions import build_schedules, default_regimes
+from tilewright.ir.regions import Regime, Region, Schedule
+from tilewright.passes.regions import build_schedules
 from tilewright.runtime.program_binder import BoundProgram
 from tilewright.runtime.step import StepDims
 
@@ -61,8 +61,7 @@ class _Boundary:
 class LaunchProbe:
     def __init__(self, steps: EngineSteps, graph: Graph, references: References) -> None:
         self.steps, self.graph, self.references = steps, graph, references
-        manifest = steps.engine.manifest
-        regimes = default_regimes(manifest.target, max_tokens=manifest.limits.max_tokens, max_batch_size=manifest.limits.max_batch_size)
+        regimes = [Regime(program.name, program.kind, program.max_tokens) for program in steps.engine.manifest.programs]
         self.schedules: dict[str, Schedule] = {schedule.regime.name: schedule for schedule in build_schedules(graph, regimes)}
 
     def rows(self) -> list[LaunchRow]:
