@@ -11,11 +11,12 @@ HEADER = "import triton\nimport triton.language as tl\n"
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Scratch between the kernels of one emission: needs no initial value, and nothing after the last of them."""
+    """Scratch of one emission: needs no initial value, and nothing after its last kernel. Counters are the exception, see `is_counters`."""
 
     name: str  # as a kernel parameter
     dtype: str
     shape: tuple[int | str, ...]  # T (tokens of the regime), B, or ints; row-major
+    is_counters: bool = False  # i32 that are zero before each launch, and zero again after it
 
 
 @dataclass(frozen=True, slots=True)

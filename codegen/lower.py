@@ -130,7 +130,7 @@ def _program(graph: Graph, schedule: Schedule, items: list[_Planned], emissions:
     launches = [launch for item in items for launch in _launches(item, emissions[item.plan])]
     program = Program(
         name=regime.name, kind=regime.kind, max_tokens=regime.max_tokens, arena_bytes=end, buffers=(*buffers, *scratch),
-        launches=tuple(launches), logits=_logits(graph),
+        launches=tuple(launches), logits=_logits(graph), num_counters=_num_counters(schedule, items, emissions, limits),
     )  # fmt: skip
     _check_buffers(program)
     return program
@@ -139,21 +139,36 @@ def _program(graph: Graph, schedule: Schedule, items: list[_Planned], emissions:
 def _workspaces(schedule: Schedule, items: list[_Planned], emissions: dict[KernelPlan, Emission], limits: Limits) -> tuple[list[Buffer], int]:
     """Scratch at the end of the arena; regions run one after the other, so they all use the same bytes."""
     base = _align(schedule.arena_bytes)
-    tokens = schedule.regime.max_tokens
-    dims = {"T": tokens, "S": min(tokens, limits.max_batch_size), "B": min(tokens, limits.max_batch_size)}
+    dims = _largest_step(schedule, limits)
     buffers: list[Buffer] = []
     end = schedule.arena_bytes
     for plan in dict.fromkeys(item.plan for item in items):
         offset = base
-        for workspace in emissions[plan].workspaces:
+        for workspace in (w for w in emissions[plan].workspaces if not w.is_counters):
             buffers.append(Buffer(_workspace_name(plan, workspace.name), workspace.dtype, workspace.shape, offset))
             offset = _align(offset + _num_bytes(workspace, dims))
             end = max(end, offset)
     return buffers, end
 
 
+def _num_counters(schedule: Schedule, items: list[_Planned], emissions: dict[KernelPlan, Emission], limits: Limits) -> int:
+    """Launches run one after the other and leave them zero, so they all count in the same ones."""
+    dims = _largest_step(schedule, limits)
+    spaces = (w for item in items for w in emissions[item.plan].workspaces if w.is_counters)
+    return max((_num_elements(w, dims) for w in spaces), default=0)
+
+
+def _largest_step(schedule: Schedule, limits: Limits) -> dict[str, int]:
+    tokens = schedule.regime.max_tokens
+    return {"T": tokens, "S": min(tokens, limits.max_batch_size), "B": min(tokens, limits.max_batch_size)}
+
+
 def _num_bytes(workspace: Workspace, dims: dict[str, int]) -> int:
-    return prod(dims[d] if isinstance(d, str) else d for d in workspace.shape) * ITEM_BYTES[workspace.dtype]
+    return _num_elements(workspace, dims) * ITEM_BYTES[workspace.dtype]
+
+
+def _num_elements(workspace: Workspace, dims: dict[str, int]) -> int:
+    return prod(dims[d] if isinstance(d, str) else d for d in workspace.shape)
 
 
 def _align(num_bytes: int) -> int:
@@ -166,7 +181,8 @@ def _workspace_name(plan: KernelPlan, name: str) -> str:
 
 def _launches(item: _Planned, emission: Emission) -> list[Launch]:
     bound = {p.name: arg for p, arg in zip(item.plan.parameters, item.args)}
-    bound |= {w.name: Arg("buffer", _workspace_name(item.plan, w.name)) for w in emission.workspaces}
+    for space in emission.workspaces:
+        bound[space.name] = Arg("counters", space.name) if space.is_counters else Arg("buffer", _workspace_name(item.plan, space.name))
     bound |= {dim: Arg("dim", dim) for dim in _DIMS}
     return [
         Launch(

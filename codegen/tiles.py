@@ -32,7 +32,10 @@ class AttendTile:
     block_n: int  # keys
     num_warps: int
     num_stages: int
-    num_splits: int = 1  # parts of a sequence's keys that are read by different programs
+    num_splits: int = 1  # parts of a sequence's keys that are read by different programs, at most
+    fill_splits: int = 1  # of these, as many as fill the machine once: worth while from fill_blocks blocks of keys each
+    fill_blocks: int = 2
+    balance_blocks: int = 16  # the others only even out the load, and take at least so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +127,21 @@ def _fit_k(tile: LinearTile, k: int) -> LinearTile:
 
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
-_BLOCKS_OF_KEYS = 2  # a split with fewer blocks of keys than this is not worth its reduction
+_RESIDENT = 2  # programs that share a core
+_TURNS = 4  # programs that a core takes one after the other, so that none waits long for the slowest
+_MOST_SPLITS = 64
 
 
 def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longest: int, arch: int) -> AttendTile:
     """width: the wider of key and value heads. programs: sequences times key-value heads. longest: keys of the longest sequence."""
     block_n = 64 if width <= 128 and dtype_bytes == 2 else 32
     stages = 3 if machine(arch).shared_bytes > 150_000 else 2
-    most = max(1, -(-longest // (block_n * _BLOCKS_OF_KEYS)))
-    wanted = next_power_of_two(-(-2 * machine(arch).num_cores // max(1, programs)))
-    return AttendTile(max(16, next_power_of_two(group)), block_n, 4, stages, min(wanted, next_power_of_two(most), 64))
+    tile = AttendTile(max(16, next_power_of_two(group)), block_n, 4, stages)
+    blocks = -(-longest // block_n)
+    seats = _RESIDENT * machine(arch).num_cores
+    fill = min(_power_of_two_below(seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.fill_blocks))
+    balance = min(_power_of_two_below(_TURNS * seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.balance_blocks))
+    return replace(tile, num_splits=max(1, fill, balance), fill_splits=max(1, fill))
 
 
 # Bytes of an element, widest head -> (rows, keys, warps, stages)
@@ -152,6 +160,10 @@ def choose_ragged(group: int, width: int, dtype_bytes: int, tokens: int, arch: i
     if machine(arch).shared_bytes < 150_000:
         stages, keys = 2, min(keys, 8192 // wide)
     return AttendTile(rows, keys, warps if rows >= 64 else 4, stages)
+
+
+def _power_of_two_below(number: int) -> int:
+    return 1 << max(0, number.bit_length() - 1)
 
 
 def next_power_of_two(number: int) -> int:

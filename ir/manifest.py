@@ -95,10 +95,10 @@ class Arg:
     """What a launch passes for one kernel parameter.
 
     kind: buffer (activation, by name), weight (packed tensor, by name), step (STEP_FIELDS), k_cache / v_cache (layer index as name),
-    dim (run-time integer T, S or B).
+    dim (run-time integer T, S or B), counters (i32 that every launch finds and leaves zero; of one program at least num_counters).
     """
 
-    kind: Literal["buffer", "weight", "step", "k_cache", "v_cache", "dim"]
+    kind: Literal["buffer", "weight", "step", "k_cache", "v_cache", "dim", "counters"]
     name: str
 
 
@@ -160,6 +160,7 @@ class Program:
     buffers: tuple[Buffer, ...]
     launches: tuple[Launch, ...]
     logits: str  # buffer f32[S, vocab]
+    num_counters: int = 0  # i32, apart from the arena, since they must be zero when a launch starts
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,12 +44,14 @@ def grid_of(launch: Launch, sizes: dict[str, int]) -> tuple[int, int, int]:
 
 
 class ProgramBinder:
-    """Holds the one arena that all programs share: only one step runs at a time."""
+    """Holds the one arena and the counters that all programs share: only one step runs at a time."""
 
     def __init__(self, engine: Engine, kv: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         self._engine, self._kv = engine, kv
         size = max(program.arena_bytes for program in engine.manifest.programs)
         self._arena = torch.empty(size, dtype=torch.uint8, device=engine.backend.device)
+        most = max(program.num_counters for program in engine.manifest.programs)
+        self._counters = torch.zeros(most, dtype=torch.int32, device=engine.backend.device)
         self._pages = engine.manifest.limits.max_pages_per_sequence
 
     def rebind(self, bound: BoundProgram, dims: StepDims, step: dict[str, torch.Tensor]) -> BoundProgram:
@@ -92,4 +94,6 @@ class ProgramBinder:
             return step[arg.name]
         if arg.kind == "dim":
             return sizes[arg.name]
+        if arg.kind == "counters":
+            return self._counters
         return self._kv[int(arg.name)][0 if arg.kind == "k_cache" else 1]
