@@ -159,7 +159,7 @@ def _work(manifest: Manifest, program: Program, launch: Launch, batch: int, cont
     dims, pages = StepDims(batch, batch, batch), manifest.limits.max_pages_per_sequence
     num_bytes = operations = 0
     for arg in launch.args:
-        if arg.kind == "buffer":
+        if arg.kind == "buffer" and not arg.name.startswith(f"{launch.kernel}."):  # scratch of its own is no work that it must do
             buffer = buffers[arg.name]
             num_bytes += prod(dims.of(d, pages) for d in buffer.shape) * ITEM_BYTES[buffer.dtype]
         elif arg.kind == "weight":
