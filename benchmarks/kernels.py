@@ -25,6 +25,7 @@ import tilewright.ir.ops  # noqa: F401  # declares the ops
 from tilewright.codegen.emission import KernelText
 from tilewright.codegen.plan import Parameter, make_plan
 from tilewright.codegen.source import emit
+from tilewright.ir.graph import Graph, Op
 from tilewright.ir.manifest import Limits
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.reference import TORCH_DTYPES
@@ -35,7 +36,7 @@ HIDDEN, INTERMEDIATE, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 4096, 14336, 128256, 32
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 PAGE = 64
 COLD_BYTES = 300 << 20  # copies of a weight that are used in turn hold at least this much: more than the L2 cache
-SKIPPED = ("embedding", "write_kv")
+LONGEST = 8192  # tokens of a sequence that kernels are made for, whatever the context that they are timed at
 
 
 @dataclass
@@ -123,7 +124,7 @@ def linear_row(
 
 
 def attend_rows() -> Iterator[Row]:
-    for sequences, context in itertools.product((1, 32), (512, 8192)):
+    for sequences, context in ((1, 128), *itertools.product((1, 32), (512, 8192))):
         size = sequences * context * KV_HEADS * HEAD_DIM * 2 * 2
         yield attend_row(f"decode B={sequences} ctx={context}", "decode", sequences, sequences, context, size)
     for tokens in (2048, 8192):
@@ -131,23 +132,30 @@ def attend_rows() -> Iterator[Row]:
 
 
 def attend_row(name: str, kind: str, tokens: int, sequences: int, context: int, num_bytes: int) -> Row:
+    """decode: as in an engine's step, with the rotary embedding of query and key and the write of the newest key and value."""
     q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    turned = f"rotary({{}}, %cos, %sin) {{{{head_dim={HEAD_DIM}, layout=half}}}}" if kind == "decode" else "reshape({}) {{shape=[T, {}]}}"
     text = f"""graph @g(%ids: i32[T]) dims(T in 1..8192) {{
   param @emb : bf16[2, {QKV}]
+  param @table : bf16[2, {HEAD_DIM}]
+  %cos = embedding(@table, %ids) : bf16[T, {HEAD_DIM}]
+  %sin = embedding(@table, %ids) : bf16[T, {HEAD_DIM}]
   %qkv = embedding(@emb, %ids) : bf16[T, {QKV}]
   %k = slice(%qkv) {{axis=1, start={q}, stop={q + kv}}} : bf16[T, {kv}]
   %v = slice(%qkv) {{axis=1, start={q + kv}, stop={QKV}}} : bf16[T, {kv}]
-  %kv = write_kv(%k, %v) {{kv_heads={KV_HEADS}, layer=0}} : kv[{KV_HEADS}, {HEAD_DIM}, {HEAD_DIM}]
+  %k_turned = {turned.format("%k", kv)} : bf16[T, {kv}]
+  %kv = write_kv(%k_turned, %v) {{kv_heads={KV_HEADS}, layer=0}} : kv[{KV_HEADS}, {HEAD_DIM}, {HEAD_DIM}]
   %q = slice(%qkv) {{axis=1, start=0, stop={q}}} : bf16[T, {q}]
-  %o = attend(%q, %kv) {{heads={HEADS}, scale={HEAD_DIM**-0.5}, layer=0}} : bf16[T, {q}]
+  %q_turned = {turned.format("%q", q)} : bf16[T, {q}]
+  %o = attend(%q_turned, %kv) {{heads={HEADS}, scale={HEAD_DIM**-0.5}, layer=0}} : bf16[T, {q}]
   return %o
 }}
 """
     pairs = sequences * context if kind == "decode" else context * (context + 1) // 2
 
     def peer(a: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Keys and values gathered beforehand: torch has no pages."""
-        wide = a["buffer"][:, :q].unflatten(-1, (HEADS, HEAD_DIM))
+        """Attention alone, over keys and values gathered beforehand: torch has no pages."""
+        wide = a["qkv"][:, :q].unflatten(-1, (HEADS, HEAD_DIM))
         queries = wide[:, :, None] if kind == "decode" else wide.transpose(0, 1)[None]
         return F.scaled_dot_product_attention(queries, a["dense_k"], a["dense_v"], is_causal=kind == "ragged", enable_gqa=True)
 
@@ -160,15 +168,17 @@ class Prepared:
 
     def __init__(self, row: Row, config: dict[str, int], most_sets: int = 40) -> None:
         graph = parse_graph(row.text)
-        ops = tuple(op for op in graph.ops if not op.is_const and op.name not in SKIPPED and not (op.name == "slice" and _feeds_pages(op)))
+        apart = () if row.kind == "decode" else _feeding_pages(graph)
+        ops = tuple(op for op in graph.ops if not op.is_const and op.name != "embedding" and op not in apart)
         made = {v for op in ops for v in op.results}
         reads = tuple(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
         anchor = next(op for op in ops if op.name == row.anchor)
         region = Region(row.name.split()[0], row.anchor, ops, anchor, reads, tuple(graph.outputs), "")  # type: ignore[arg-type]
-        limits = Limits(max(32, row.sequences), max(row.context, 128), 64, 8192, PAGE)
+        limits = Limits(max(32, row.sequences), max(row.context, LONGEST), 64, 8192, PAGE)
         regime = Regime("bench", row.kind, row.tokens)  # type: ignore[arg-type]
         self.row = row
-        self.plan, _ = make_plan(region, regime, limits, "sm_90", tuple(sorted(config.items())))
+        self.plan, binding = make_plan(region, regime, limits, "sm_90", tuple(sorted(config.items())))
+        self.named = {arg.name: p.name for p, arg in zip(self.plan.parameters, binding) if arg.kind == "buffer"}  # the graph's names
         self.emission = emit(self.plan)
         self.functions = [load(text) for text in self.emission.kernels]
         self.dims = {"T": row.tokens, "S": row.tokens, "B": row.sequences}
@@ -180,7 +190,10 @@ class Prepared:
         arguments = {p.name: self._tensor(p) for p in self.plan.parameters}
         for space in self.emission.workspaces:
             shape = [self.dims[d] if isinstance(d, str) else d for d in space.shape]
-            arguments[space.name] = torch.empty(shape, dtype=TORCH_DTYPES[space.dtype], device="cuda")
+            arguments[space.name] = torch.zeros(shape, dtype=TORCH_DTYPES[space.dtype], device="cuda")
+        if "slots" in arguments:
+            newest = self.row.context - 1
+            arguments["slots"] = arguments["block_table"][:, newest // PAGE] * PAGE + newest % PAGE
         return arguments
 
     def _tensor(self, p: Parameter) -> torch.Tensor:
@@ -196,6 +209,8 @@ class Prepared:
             return table
         shape = [row.sequences * pages if d == "pages" else self.dims[d] if isinstance(d, str) else d for d in p.type.shape]
         dtype = TORCH_DTYPES[p.type.dtype]
+        if p.name == "slots":  # known once the block table is
+            return torch.empty(shape, dtype=dtype, device="cuda")
         if dtype == torch.int8:
             return torch.randint(-127, 128, shape, dtype=dtype, device="cuda")
         scale = shape[-1] ** -0.5 / 127 ** (p.type.dtype == "i8") if p.role == "weight" and len(shape) == 2 else 1.0
@@ -212,8 +227,13 @@ class Prepared:
             function[grid](*args, **text.constants, num_warps=text.num_warps, num_stages=text.num_stages, **extra)
 
 
-def _feeds_pages(op: object) -> bool:
-    return any(user.name == "write_kv" for user in op.result.users)  # type: ignore[attr-defined]
+def _feeding_pages(graph: Graph) -> set[Op]:
+    """What writes pages, and what nothing else reads: a kernel of its own where a sequence has many tokens."""
+    found: set[Op] = set()
+    for op in reversed(graph.ops):
+        if op.name == "write_kv" or (op.result.users and all(user in found for user in op.result.users)):
+            found.add(op)
+    return found
 
 
 def report(row: Row, limit: float, early: bool) -> None:
@@ -243,7 +263,7 @@ def dense(prepared: Prepared, arguments: dict[str, torch.Tensor]) -> dict[str, t
         ours["weight"] = ours["weight"].to(torch.bfloat16)
     if "block_table" in ours:
         row = prepared.row
-        ours["buffer"] = next(ours[p.name] for p in prepared.plan.parameters if p.role == "buffer")
+        ours["qkv"] = ours[prepared.named["qkv"]]
         used = ours["block_table"][:, : -(-row.context // PAGE)].long()
         for name in ("k", "v"):
             pages = ours[f"{name}_cache"][used].transpose(2, 3).flatten(1, 2)
@@ -256,12 +276,28 @@ def check(prepared: Prepared, peer: dict[str, torch.Tensor]) -> float:
     prepared.launch(0)
     arguments = prepared.sets[0]
     out = arguments[prepared.plan.outputs[0].name].float()
-    if "block_table" in arguments:
-        expected = prepared.row.peer(peer)
-        expected = expected.flatten(1) if prepared.row.kind == "decode" else expected[0].transpose(0, 1).flatten(1)
-    else:
-        expected = expected_linear(prepared, arguments)
-    return float((out - expected.float()).norm() / expected.float().norm())
+    expected = expected_attend(prepared, arguments) if "block_table" in arguments else expected_linear(prepared, arguments)
+    return float((out - expected).norm() / expected.norm())
+
+
+def expected_attend(prepared: Prepared, a: dict[str, torch.Tensor]) -> torch.Tensor:
+    """In f32 from the pages as the kernel left them, but for the newest key and value, which are made anew."""
+    row, group = prepared.row, HEADS // KV_HEADS
+    q, k, v = a[prepared.named["qkv"]].float().unflatten(-1, (-1, HEAD_DIM)).split((HEADS, KV_HEADS, KV_HEADS), 1)
+    used = a["block_table"][:, : -(-row.context // PAGE)].long()
+    if row.kind == "decode":
+        cos, sin = (a[prepared.named[name]].float()[:, None] for name in ("cos", "sin"))
+        q, k = (x * cos + torch.cat([-x[..., HEAD_DIM // 2 :], x[..., : HEAD_DIM // 2]], -1) * sin for x in (q, k))
+    out = torch.empty(row.tokens, HEADS, HEAD_DIM, device="cuda")
+    for sequence in range(row.sequences):
+        rows = slice(sequence, sequence + 1) if row.kind == "decode" else slice(None)
+        keys, values = (a[f"{name}_cache"][used[sequence]].transpose(0, 1).flatten(1, 2)[:, : row.context].float() for name in ("k", "v"))
+        if row.kind == "decode":
+            keys[:, -1], values[:, -1] = k[sequence], v[sequence]
+        for head in range(HEADS):
+            one = F.scaled_dot_product_attention(q[None, rows, head], keys[None, head // group], values[None, head // group], is_causal=row.kind == "ragged")
+            out[rows, head] = one[0]
+    return out.flatten(1)
 
 
 def expected_linear(prepared: Prepared, a: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -316,8 +352,9 @@ def load(text: KernelText) -> object:
 def candidates(row: Row) -> Iterator[dict[str, int]]:
     """Fields of LinearTile or AttendTile around the defaults."""
     if row.kind == "decode" and row.anchor == "attend":
-        for n, warps, stages, splits in itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4), (1, 2, 4, 8, 16, 32, 64)):
-            if 64 <= row.sequences * KV_HEADS * splits <= 4096 and splits * n <= row.context:
+        for n, warps, stages, splits in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (2, 3, 4, 5), (1, 2, 4, 8, 16, 32, 64)):
+            fits = 16 <= n // warps <= 64 and n * stages <= 384
+            if fits and 8 <= row.sequences * KV_HEADS * splits <= 4096 and (splits == 1 or 2 * splits * n <= row.context):
                 yield {"block_n": n, "num_warps": warps, "num_stages": stages, "num_splits": splits}
     elif row.anchor == "attend":
         for m, n, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)):
