@@ -57,8 +57,10 @@ class AttendShape:
         )  # fmt: skip
 
 
-def emit_attend_keys(shape: AttendShape, tile: AttendTile, *, is_decode: bool) -> str:
+def emit_attend_keys(shape: AttendShape, tile: AttendTile, *, is_decode: bool, copies_blocks: bool = False) -> str:
     """attend_keys(q [rows, D], acc [rows, E], total, highest [rows], keys, values, table, page, position [rows, 1], …, begin, end, last).
+
+    copies_blocks: blocks that are visible whole come by the copy engine, through descriptors of the pages' rows; first_row is the head's own.
 
     In decode each key is read by one program alone: the cache need not keep it. Its few rows leave registers for a `total` of
     [rows, BLOCK_N], which takes no exchange between warps in the loop; otherwise total is [rows].
@@ -73,7 +75,10 @@ def emit_attend_keys(shape: AttendShape, tile: AttendTile, *, is_decode: bool) -
     w.line("lane = tl.arange(0, BLOCK_N)")
     with w.block("for start in range(begin, end, BLOCK_N):"):
         w.line("key = start + lane[None, :]")
-        (_load_from_one_page if _is_one_page(shape, tile) else _load_from_pages)(w, shape, is_decode)
+        if copies_blocks:
+            _copy_or_load(w, shape, is_decode)
+        else:
+            (_load_from_one_page if is_one_page(shape, tile) else _load_from_pages)(w, shape, is_decode)
         _score(w, shape)
         w.line("raised = tl.maximum(highest, tl.max(scores, 1))")
         w.line('anchor = tl.where(raised == float("-inf"), 0.0, raised) if MASKED else raised', "-inf: the row has seen no key yet")
@@ -84,18 +89,19 @@ def emit_attend_keys(shape: AttendShape, tile: AttendTile, *, is_decode: bool) -
         w.line("highest = raised")
     w.line("return acc, total, highest")
     slope = "slope, " if shape.has_slopes else ""
-    signature = f"q, acc, total, highest, keys, values, table, page, position, {slope}begin, end, last"
-    blocks = "BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, MASKED: tl.constexpr"
-    return f"@triton.jit\ndef attend_keys({signature}, {blocks}):\n{w.text}"
+    blocks = "key_blocks, value_blocks, first_row, " if copies_blocks else ""
+    signature = f"q, acc, total, highest, keys, values, {blocks}table, page, position, {slope}begin, end, last"
+    sizes = "BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, MASKED: tl.constexpr"
+    return f"@triton.jit\ndef attend_keys({signature}, {sizes}):\n{w.text}"
 
 
 def first_page(shape: AttendShape, tile: AttendTile, begin: str) -> str:
     """What attend_keys takes as `page`: the page of its first block, or of each key of it."""
-    place = begin if _is_one_page(shape, tile) else f"{begin} + tl.arange(0, BLOCK_N)"
+    place = begin if is_one_page(shape, tile) else f"{begin} + tl.arange(0, BLOCK_N)"
     return f"tl.load(table + tl.minimum({place}, last) // {shape.page_size})"
 
 
-def _is_one_page(shape: AttendShape, tile: AttendTile) -> bool:
+def is_one_page(shape: AttendShape, tile: AttendTile) -> bool:
     return shape.page_size % tile.block_n == 0
 
 
@@ -105,6 +111,16 @@ def _load_from_one_page(w: Writer, shape: AttendShape, is_decode: bool) -> None:
     w.line(f"page = tl.load(table + tl.minimum(start + BLOCK_N, last) // {shape.page_size})", "of the next block")
     w.line("place = tl.minimum(lane, last - start) if MASKED else lane")
     _load_both(w, shape, is_decode, "slot * {width} + place[:, None] * {width}")
+
+
+def _copy_or_load(w: Writer, shape: AttendShape, is_decode: bool) -> None:
+    with w.block("if MASKED:"):
+        _load_from_one_page(w, shape, is_decode)
+    with w.block("else:"):
+        w.line(f"place = page * {shape.kv_heads * shape.page_size} + first_row + start % {shape.page_size}")
+        w.line(f"page = tl.load(table + tl.minimum(start + BLOCK_N, last) // {shape.page_size})", "of the next block")
+        w.line("k = key_blocks.load([place, 0])")
+        w.line("v = value_blocks.load([place, 0])")
 
 
 def _load_from_pages(w: Writer, shape: AttendShape, is_decode: bool) -> None:

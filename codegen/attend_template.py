@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, first_page, scale_scores
+from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, first_page, is_one_page, scale_scores
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Element, Evaluator, LoopedRow, WholeRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
@@ -26,6 +26,7 @@ from tilewright.ir.types import ITEM_BYTES
 _WORKSPACES = ("partial", "level", "counters")
 _WIDEST_ROW = 4096  # elements of a row that is reduced as one tile
 _COMBINED = 8192  # elements of the parts that are put together at a time
+_ALL_ROWS = 2**31 - 1  # of pages, as far as a descriptor can tell: what is read is always there
 _ONE = Extent()
 # Names that the template gives; no parameter has one of them.
 LOCALS = (
@@ -33,7 +34,7 @@ LOCALS = (
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
     "end", "diagonal", "edge", "result", "part", "found", "split_weight", "averages", "average", "page", "stored", "blocks", "wanted", "used",
     "newest", "slot", "new_key", "new_value", "scores", "counter", "arrived", "each", "member", "part_head", "combined", "top", "e3", "lane",
-    "from_split", "place", "level_tile", "weight_sum",
+    "from_split", "place", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row",
 )  # fmt: skip
 
 
@@ -51,13 +52,13 @@ def emit_attend(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
         tokens = 0 if config.get("deterministic") else plan.max_tokens  # one tile for every step: rows then add up alike
         tile = choose_ragged(shape.group, width, size, tokens or 1 << 16, arch)
     early = bool(config.get("dependent_launch")) and arch >= 90
-    maker = _Maker(plan, shape, override(tile, config), early, tuple(notes))
+    maker = _Maker(plan, shape, override(tile, config), arch, early, tuple(notes))
     return maker.emit_decode() if plan.kind == "decode" else maker.emit_ragged()
 
 
 class _Maker:
-    def __init__(self, plan: KernelPlan, shape: AttendShape, tile: AttendTile, early: bool, notes: tuple[str, ...]) -> None:
-        self.plan, self.shape, self.tile, self.early, self.notes = plan, shape, tile, early, notes
+    def __init__(self, plan: KernelPlan, shape: AttendShape, tile: AttendTile, arch: int, early: bool, notes: tuple[str, ...]) -> None:
+        self.plan, self.shape, self.tile, self.arch, self.early, self.notes = plan, shape, tile, arch, early, notes
         self.block_d = max(16, next_power_of_two(shape.head_dim))
         self.block_e = max(16, next_power_of_two(shape.value_dim))
         self.constants = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": self.block_d, "BLOCK_E": self.block_e}
@@ -221,6 +222,8 @@ class _Maker:
         self._wait(w)
         self._load_query(w, "token", present)
         self._locate_pages(w)
+        if self.copies_blocks:
+            self._describe_pages(w)
         self._start_sums(w, lanes=False)
         w.line(f"end = tl.minimum(first_position + {tokens}, length)")
         self._attend_ragged(w, tokens)
@@ -253,6 +256,19 @@ class _Maker:
         self._attend_from(w, "begin", "edge", masked=True)
         self._attend_from(w, "edge", "diagonal", masked=False)
         self._attend_from(w, "diagonal", "end", masked=True)
+
+    @property
+    def copies_blocks(self) -> bool:
+        """Whole blocks of keys come by the copy engine (sm_90 and later): its rows are multiples of 16 bytes, a block lies in one page."""
+        shape, size = self.shape, ITEM_BYTES[self.shape.dtype]
+        fits = all(width * size % 16 == 0 for width in (shape.head_dim, shape.value_dim))
+        return self.plan.kind == "ragged" and self.arch >= 90 and size == 2 and fits and is_one_page(shape, self.tile)
+
+    def _describe_pages(self, w: Writer) -> None:
+        shape = self.shape
+        for name, cache, width, block in (("key", "k", shape.head_dim, "BLOCK_D"), ("value", "v", shape.value_dim, "BLOCK_E")):
+            w.line(f"{name}_blocks = tl.make_tensor_descriptor({cache}_cache, [{_ALL_ROWS}, {width}], [{width}, 1], [BLOCK_N, {block}])")
+        w.line(f"first_row = head * {shape.page_size}")
 
     def _attend_from(self, w: Writer, begin: str, end: str, *, masked: bool) -> None:
         w.line(f"page = {first_page(self.shape, self.tile, begin)}")
@@ -305,7 +321,8 @@ class _Maker:
 
     def _attend(self, w: Writer, begin: str, end: str, *, masked: bool) -> None:
         slope = "slope, " if self.shape.has_slopes else ""
-        arguments = f"query, acc, total, highest, keys, values, table, page, position, {slope}{begin}, {end}, last"
+        blocks = "key_blocks, value_blocks, first_row, " if self.copies_blocks else ""
+        arguments = f"query, acc, total, highest, keys, values, {blocks}table, page, position, {slope}{begin}, {end}, last"
         w.line(f"acc, total, highest = attend_keys({arguments}, BLOCK_N, BLOCK_D, BLOCK_E, MASKED={masked})")
 
     def _write_outputs(self, w: Writer, tile: str, token: str, head: str, present: tuple[str, ...]) -> None:
@@ -328,7 +345,7 @@ class _Maker:
         used = set(re.findall(r"[A-Za-z_]\w*", w.text))
         parameters = tuple(name for name in names if name in used)
         signature = ", ".join([*parameters, *(f"{name}: tl.constexpr" for name in constants)])
-        keys = emit_attend_keys(self.shape, self.tile, is_decode=is_decode)
+        keys = emit_attend_keys(self.shape, self.tile, is_decode=is_decode, copies_blocks=self.copies_blocks)
         source = f"{HEADER}\n\n{keys}\n\n@triton.jit\ndef {entry}({signature}):\n{w.text}"
         return KernelText(entry, source, parameters, constants, self.tile.num_warps, self.tile.num_stages, grid, self.early)
 

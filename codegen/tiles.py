@@ -195,13 +195,14 @@ _RAGGED: dict[tuple[int, int], tuple[int, int, int, int]] = {
     (2, 64): (128, 64, 8, 3), (2, 128): (128, 64, 8, 3), (2, 256): (64, 64, 8, 2),
     (4, 64): (32, 32, 4, 2), (4, 128): (32, 32, 4, 2), (4, 256): (16, 32, 4, 2),
 }  # fmt: skip
+_RAGGED_COPIED = {(2, 64): (64, 64, 4, 3), (2, 128): (64, 64, 4, 3)}  # where the copy engine brings keys: more than one block on a core
 
 
 def choose_ragged(group: int, width: int, dtype_bytes: int, tokens: int, arch: int) -> AttendTile:
     wide = next((w for (size, w) in _RAGGED if size == dtype_bytes and width <= w), None)
     if wide is None:
         raise CodegenError("attend", f"heads of {width} elements of {dtype_bytes} bytes", "heads of up to 256 elements are supported")
-    rows, keys, warps, stages = _RAGGED[dtype_bytes, wide]
+    rows, keys, warps, stages = (_RAGGED_COPIED if arch >= 90 else _RAGGED).get((dtype_bytes, wide), _RAGGED[dtype_bytes, wide])
     rows = max(next_power_of_two(group), min(rows, max(16, next_power_of_two(tokens * group))))
     if machine(arch).shared_bytes < 150_000:
         stages, keys = 2, min(keys, 8192 // wide)
