@@ -15,6 +15,7 @@ from tilewright.codegen.writer import Writer
 from tilewright.ir.errors import CodegenError
 
 _LOG2E = math.log2(math.e)
+_FEWEST_KEYS = 16  # of a product on tensor cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +81,38 @@ def emit_attend_keys(shape: AttendShape, tile: AttendTile, *, is_decode: bool, c
         else:
             (_load_from_one_page if is_one_page(shape, tile) else _load_from_pages)(w, shape, is_decode)
         _score(w, shape)
-        w.line("raised = tl.maximum(highest, tl.max(scores, 1))")
-        w.line('anchor = tl.where(raised == float("-inf"), 0.0, raised) if MASKED else raised', "-inf: the row has seen no key yet")
-        w.line("weight = tl.exp2(scores - anchor[:, None])")
-        w.line("shrink = tl.exp2(highest - anchor)")
-        w.line("total = total * shrink[:, None] + weight" if is_decode else "total = total * shrink + tl.sum(weight, 1)")
-        w.line(f"acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None]{_precision(shape)})")
-        w.line("highest = raised")
+        _add_scores(w, shape, "tl.where(raised == float(\"-inf\"), 0.0, raised) if MASKED else raised", lanes=is_decode)
     w.line("return acc, total, highest")
     slope = "slope, " if shape.has_slopes else ""
     blocks = "key_blocks, value_blocks, first_row, " if copies_blocks else ""
     signature = f"q, acc, total, highest, keys, values, {blocks}table, page, position, {slope}begin, end, last"
     sizes = "BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, MASKED: tl.constexpr"
     return f"@triton.jit\ndef attend_keys({signature}, {sizes}):\n{w.text}"
+
+
+def emit_attend_newest(shape: AttendShape) -> str:
+    """attend_newest(q, acc, total [rows], highest, new_key [1, D], new_value [1, E]), which ends the softmax with a key that is visible to all rows."""
+    w = Writer()
+    w.line('"""Adds one key: the first row of as many as a product takes."""')
+    w.line(f"is_first = tl.arange(0, {_FEWEST_KEYS})[:, None] == 0")
+    w.line("k = tl.where(is_first, new_key, 0.0).to(new_key.dtype)")
+    w.line("v = tl.where(is_first, new_value, 0.0).to(new_value.dtype)")
+    w.line(f"scores = tl.dot(q, tl.trans(k){_precision(shape)})")
+    _scale_scores(w, shape)
+    w.line(f'scores = tl.where(tl.arange(0, {_FEWEST_KEYS})[None, :] == 0, scores, float("-inf"))')
+    _add_scores(w, shape, "raised", lanes=False)
+    w.line("return acc, total, highest")
+    return f"@triton.jit\ndef attend_newest(q, acc, total, highest, new_key, new_value):\n{w.text}"
+
+
+def _add_scores(w: Writer, shape: AttendShape, anchor: str, *, lanes: bool) -> None:
+    w.line("raised = tl.maximum(highest, tl.max(scores, 1))")
+    w.line(f"anchor = {anchor}", "" if anchor == "raised" else "-inf: the row has seen no key yet")
+    w.line("weight = tl.exp2(scores - anchor[:, None])")
+    w.line("shrink = tl.exp2(highest - anchor)")
+    w.line("total = total * shrink[:, None] + weight" if lanes else "total = total * shrink + tl.sum(weight, 1)")
+    w.line(f"acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None]{_precision(shape)})")
+    w.line("highest = raised")
 
 
 def first_page(shape: AttendShape, tile: AttendTile, begin: str) -> str:
@@ -140,7 +160,7 @@ def _load_both(w: Writer, shape: AttendShape, is_decode: bool, place: str) -> No
 def _score(w: Writer, shape: AttendShape) -> None:
     """scores: log2 of each key's weight, up to the row's constant."""
     w.line(f"scores = tl.dot(q, tl.trans(k){_precision(shape)})")
-    scale_scores(w, shape)
+    _scale_scores(w, shape)
     if shape.has_slopes:
         w.line("scores += slope * (key - position).to(tl.float32)")
     with w.block("if MASKED:"):
@@ -149,7 +169,7 @@ def _score(w: Writer, shape: AttendShape) -> None:
         w.line('scores = tl.where(visible, scores, float("-inf"))')
 
 
-def scale_scores(w: Writer, shape: AttendShape) -> None:
+def _scale_scores(w: Writer, shape: AttendShape) -> None:
     """scores: from products of query and key to powers of two, but for what depends on how far they are apart."""
     if shape.softcap is None:
         w.line(f"scores = scores * {shape.scale * _LOG2E!r}")

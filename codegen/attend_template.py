@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, first_page, is_one_page, scale_scores
+from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_attend_newest, first_page, is_one_page
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Element, Evaluator, LoopedRow, WholeRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
@@ -33,7 +33,7 @@ LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
     "end", "diagonal", "edge", "result", "part", "found", "split_weight", "averages", "average", "page", "stored", "blocks", "wanted", "used",
-    "newest", "slot", "new_key", "new_value", "scores", "counter", "arrived", "each", "member", "part_head", "combined", "top", "e3", "lane",
+    "newest", "slot", "new_key", "new_value", "counter", "arrived", "each", "member", "part_head", "combined", "top", "e3", "lane",
     "from_split", "place", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row",
 )  # fmt: skip
 
@@ -83,11 +83,14 @@ class _Maker:
             w.line("slot = tl.load(slots + sequence).to(tl.int64)")
         self._wait(w)
         self._load_query(w, "sequence", present)
-        self._start_sums(w, lanes=True)
         if shape.writes:
-            self._attend_newest(w)
+            self._write_newest(w)
+        self._start_sums(w, lanes=True)
         self._attend(w, "begin", "end", masked=True)
         w.line("total = tl.sum(total, 1)")
+        if shape.writes:
+            with w.block("if newest:"):
+                w.line("acc, total, highest = attend_newest(query, acc, total, highest, new_key, new_value)")
         w.line("result = acc / tl.where(total > 0.0, total, 1.0)[:, None]")
         constants = self.constants if splits == 1 else {**self.constants, "NUM_SPLITS": splits}
         grid = (Extent(1, "B"), Extent(shape.kv_heads), Extent(splits))
@@ -128,8 +131,8 @@ class _Maker:
         w.line("begin = (first + split * share) * BLOCK_N")
         w.line("end = tl.minimum(begin + share * BLOCK_N, stored)")
 
-    def _attend_newest(self, w: Writer) -> None:
-        """The last program of a sequence, whose share is the smallest, makes the newest key and value, writes them, and starts from their score."""
+    def _write_newest(self, w: Writer) -> None:
+        """The last program of a sequence, whose share is the smallest, makes the newest key and value, and writes them. The rest reads nothing here."""
         shape, write = self.shape, self.plan.producer(self.plan.anchor_op.operands[1] or 0)
         assert write is not None
         alone = self.tile.num_splits == 1
@@ -143,11 +146,6 @@ class _Maker:
             place = f"(slot // {shape.page_size} * {shape.kv_heads} + head) * {shape.page_size * width} + slot % {shape.page_size} * {width}"
             mask = " & ".join(("newest", "(slot >= 0)", *inside))
             w.line(f"tl.store({cache}_cache + {place} + {lane}, {name}, mask={mask})", "" if cache == "v" else "padding has slot -1")
-        w.line("scores = tl.sum(query.to(tl.float32) * new_key.to(tl.float32), 1)")
-        scale_scores(w, shape)
-        w.line('highest = tl.where(newest, scores, float("-inf"))')
-        w.line("total = tl.where(newest & (tl.arange(0, BLOCK_N)[None, :] == 0), 1.0, total)")
-        w.line("acc = tl.where(newest, new_value.to(tl.float32), acc)")
 
     def _write_partial(self, w: Writer, present: tuple[str, ...]) -> None:
         """Each split's own average, and log2 of its weight; -inf, and nothing else, from a split that has seen no key."""
@@ -346,6 +344,8 @@ class _Maker:
         parameters = tuple(name for name in names if name in used)
         signature = ", ".join([*parameters, *(f"{name}: tl.constexpr" for name in constants)])
         keys = emit_attend_keys(self.shape, self.tile, is_decode=is_decode, copies_blocks=self.copies_blocks)
+        if self.shape.writes:
+            keys += f"\n\n{emit_attend_newest(self.shape)}"
         source = f"{HEADER}\n\n{keys}\n\n@triton.jit\ndef {entry}({signature}):\n{w.text}"
         return KernelText(entry, source, parameters, constants, self.tile.num_warps, self.tile.num_stages, grid, self.early)
 

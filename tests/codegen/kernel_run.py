@@ -65,8 +65,8 @@ def emit_case(case, regime: Regime, limits=LIMITS, **config):
     return plan, binding, emit(plan)
 
 
-def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, tokens=None, device="cpu", **config):
-    """Launches every kernel of the emission and returns output tensors by graph value name.
+def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, tokens=None, device="cpu", launches=1, **config):
+    """Launches every kernel of the emission, `launches` times, and returns output tensors by graph value name. Pages in `extra` are written.
 
     extra: step tensors and pages by name or kind. tokens: rows of the reference's values that the step has (all of them, by default).
     device cpu: on the interpreter, checked; cuda: compiled by Triton.
@@ -77,11 +77,14 @@ def run_case(case, regime: Regime, dims, extra=None, limits=LIMITS, tokens=None,
         shape = [dims[d] if isinstance(d, str) else d for d in space.shape]
         arguments[space.name] = torch.full(shape, 0 if space.zeroed else float("nan"), dtype=TORCH_DTYPES[space.dtype])
     arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
-    for kernel in emission.kernels:
+    for kernel in emission.kernels * launches:
         args = [arguments.get(name, dims.get(name)) for name in kernel.parameters]
         grid = tuple(extent(dims) for extent in kernel.grid)
         (_launch_interpreted if device == "cpu" else _launch_compiled)(kernel, grid, args)
     assert all(not arguments[space.name].any() for space in emission.workspaces if space.zeroed), "zeroed scratch is left zero"
+    for p in plan.parameters:
+        if p.role in ("k_cache", "v_cache") and p.role in (extra or {}):
+            extra[p.role].copy_(arguments[p.name])
     return {arg.name: arguments[p.name].cpu() for p, arg in zip(plan.parameters, binding) if p.role == "out"}
 
 

@@ -36,7 +36,7 @@ class Setup:
         slopes = ", @slopes" if self.alibi else ""
         extra = f", window={self.window}" * bool(self.window) + f", softcap={self.softcap}" * bool(self.softcap)
         return f"""
-graph @g(%ids: i32[T]) dims(T in 1..256) {{
+graph @g(%ids: i32[T]) dims(T in 1..65536) {{
   param @emb : {dtype}[97, {total}]
   param @slopes : f32[{self.heads}]
   %qkv = embedding(@emb, %ids) : {dtype}[T, {total}]

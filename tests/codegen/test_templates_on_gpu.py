@@ -48,3 +48,23 @@ def test_many_splits_of_wide_heads_are_reduced_right(splits):
     """Some versions of Triton miscompiled such a reduction."""
     out, expected = attend(Setup(8, 1, 128, 128, "f16"), "decode", [128, 77], [1, 1], device="cuda", num_splits=splits, block_n=16)
     assert relative_error(out, expected) < ATTEND_TOLERANCE["f16"]
+
+
+FUSED = [Setup(32, 8, 128, 128, "bf16", 64), Setup(6, 2, 24, 24, "f16", 16), Setup(8, 1, 64, 32, "f32", 4, window=40, softcap=5.0, alibi=True)]
+
+
+@pytest.mark.parametrize("early", [0, 1])
+@pytest.mark.parametrize("sequences", [1, 3, 32, 257])
+@pytest.mark.parametrize("setup", FUSED, ids=str)
+def test_decode_writes_its_own_key_and_counts_its_splits_launch_after_launch(setup, sequences, early):
+    """Contexts on both sides of every border of a page and a block, one after the other without a pause."""
+    lengths = [(1, 2, 16, 17, 64, 65, 127, 128)[i % 8] for i in range(sequences)][::-1]
+    config = {"num_splits": 5, "block_n": 16, "dependent_launch": early, "launches": 5}
+    out, expected = attend(setup, "decode", lengths, [1] * sequences, padding=2, seed=sequences, writes=True, device="cuda", **config)
+    assert relative_error(out, expected) < ATTEND_TOLERANCE[setup.dtype]
+
+
+def test_the_same_step_gives_the_same_bits_whichever_split_ends_last():
+    setup, lengths = FUSED[0], [128, 65, 101] * 20
+    runs = [attend(setup, "decode", lengths, [1] * 60, writes=True, device="cuda", num_splits=8, block_n=16, launches=n)[0] for n in (1, 2, 3)]
+    assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
