@@ -118,7 +118,7 @@ def measure(kind: str, batch: int, params: SamplingParams, num_steps: int) -> li
 
 
 def make_core(batch: int, params: SamplingParams) -> tuple[EngineCore, Clock]:
-    limits = Limits(batch, 1024, 2048, max(2048, batch), 16)
+    limits = Limits(batch, 1024, 2048, 8192, 16)
     model = ModelInfo("host", "Host", VOCAB, "bf16", "none", 0, 1 << 20)
     manifest = Manifest(1, "host", "cpu", model, limits, KVCache("bf16", ()), (), (), ())
     runner, clock = HostRunner(limits, batch * limits.max_pages_per_sequence), Clock()

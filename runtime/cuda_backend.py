@@ -70,7 +70,5 @@ class CudaLaunch:
         self.run = prepared.launch
 
     def resize(self, grid: tuple[int, int, int], sizes: dict[int, int]) -> bool:
-        self._prepared.set_grid(*grid)
-        for index, value in sizes.items():
-            self._prepared.set_arg(index, value)
+        self._prepared.resize(grid, sizes)
         return True

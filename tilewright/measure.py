@@ -76,8 +76,9 @@ class Requests:
 
 
 def measure_throughput(llm: LLM, requests: Requests, *, use_progress: bool = True) -> Throughput:
-    """All requests handed over at once, greedy."""
+    """All requests handed over at once, greedy. Graphs are captured and kernels loaded before the clock runs."""
     params = [SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True) for count in requests.output_lens]
+    llm.warm_up()
     llm.generate(requests.prompts[:1], params[:1], use_progress=False)
     started = time.perf_counter()
     results = llm.generate(requests.prompts, params, use_progress=use_progress)
