@@ -34,10 +34,7 @@ class BoundProgram:
         sizes = dims.as_dict()
         grids = [(x(sizes), y(sizes), z(sizes)) for x, y, z in self.sizing.grids]
         ints = [{index: sizes[name] for index, name in places} for places in self.sizing.ints]
-        for launch, (grid, places) in zip(self.launches, self.sizing.launches):
-            if not launch.resize(grids[grid], ints[places]):
-                return False
-        return True
+        return all([launch.resize(grids[grid], ints[places]) for launch, (grid, places) in zip(self.launches, self.sizing.launches)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import Program
 from tilewright.runtime import kv_cache
 from tilewright.runtime.engine import Engine
 from tilewright.runtime.program_binder import BoundProgram, ProgramBinder
@@ -146,7 +145,8 @@ class Runner:
                     views[name][:] = self._tables.padding if name == "sample_slots" else 0
                 self._send(decode.num_bytes)
                 for plan in plans:
-                    self._graphs.get((size, plan)) or self._run_and_capture(decode.bound, size, plan)
+                    if (size, plan) not in self._graphs:
+                        self._run_and_capture(decode.bound, size, plan)
         torch.cuda.synchronize(self.device)
 
     def _launch_decode(self, step: Step, decode: _Decode) -> Sampled:

@@ -87,7 +87,6 @@ class Scheduler:
 
         None, and nothing has changed, where some sequence has another number of tokens to run, or needs a page that is not free.
         """
-        running = self.running
         if len(self.running) > self.limits.max_tokens or self._can_admit():
             return None
         sampling, starts, full = [], [], []
