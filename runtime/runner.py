@@ -53,17 +53,17 @@ class _Fetch:
         self._buffers: list[torch.Tensor] = []
 
     def start(self, sampled: Sampled, num_rows: int) -> PendingTokens:
-        tensors = sampled.tensors()
-        for place, tensor in enumerate(tensors):
-            if place == len(self._buffers):
-                self._buffers.append(torch.empty(0, dtype=torch.uint8, pin_memory=True))
-            if len(self._buffers[place]) < tensor.nbytes:
-                self._buffers[place] = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
-        arrived = [buffer[: t.nbytes].view(t.dtype).view(t.shape) for buffer, t in zip(self._buffers, tensors)]
-        for host, tensor in zip(arrived, tensors):
-            host.copy_(tensor, non_blocking=True)
+        arrived = [self._copy(place, tensor) for place, tensor in enumerate(sampled.tensors())]
         self._event.record()
         return PendingTokens(arrived, num_rows, self._event)
+
+    def _copy(self, place: int, tensor: torch.Tensor) -> torch.Tensor:
+        if place == len(self._buffers):
+            self._buffers.append(torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True))
+        if len(self._buffers[place]) < tensor.nbytes:
+            self._buffers[place] = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
+        host = self._buffers[place][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        return host.copy_(tensor, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,8 @@ class Runner:
                 for plan in plans:
                     if (size, plan) not in self._graphs:
                         self._run_and_capture(decode.bound, size, plan)
-        torch.cuda.synchronize(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _launch_decode(self, step: Step, decode: _Decode) -> Sampled:
         plan = self._tables.fill_decode(step, decode.host[self._turn])

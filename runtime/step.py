@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tilewright.ir.manifest import STEP_FIELDS, Limits
-from tilewright.runtime.random_stream import uniforms
+from tilewright.runtime.random_stream import draw_uniforms, make_keys
 from tilewright.runtime.sampler import PARAMS, SamplePlan, SampleRows, param_row
 from tilewright.runtime.scheduler import Step
 from tilewright.runtime.sequence import Sequence
@@ -90,7 +90,7 @@ class SlotTables:
         num_slots = limits.max_batch_size
         self.page_size = limits.page_size
         self.params = np.zeros((num_slots + 1, len(PARAMS)), np.float32)
-        self.seeds = np.zeros(num_slots + 1, np.uint64)
+        self.keys = np.zeros(num_slots + 1, np.uint64)  # of the random streams
         self.prompt_lengths = np.zeros(num_slots + 1, np.int64)
         self.plan_bits = np.zeros(num_slots + 1, np.uint8)
         self.pages = np.zeros((num_slots + 1, limits.max_pages_per_sequence), np.int32)
@@ -102,7 +102,7 @@ class SlotTables:
 
     def assign(self, sequence: Sequence) -> None:
         self.params[sequence.slot] = param_row(sequence.params)
-        self.seeds[sequence.slot] = sequence.seed & 0xFFFFFFFFFFFFFFFF
+        self.keys[sequence.slot] = make_keys(np.array([sequence.seed & 0xFFFFFFFFFFFFFFFF], np.uint64))[0]
         self.prompt_lengths[sequence.slot] = len(sequence.prompt)
         self.plan_bits[sequence.slot] = SamplePlan.of(sequence.params).bits
         self._num_pages[sequence.slot] = 0
@@ -182,5 +182,5 @@ class SlotTables:
         views["params"][:] = self.params[slots]
         np.subtract(lengths, self.prompt_lengths[slots], out=views["num_outputs"], casting="unsafe")
         if plan.draws:
-            views["uniform"][:] = uniforms(self.seeds[slots], lengths)
+            views["uniform"][:] = draw_uniforms(self.keys[slots], lengths)
         return plan
