@@ -87,19 +87,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32, 128, 256])
     parser.add_argument("--steps", type=int, default=400, help="that are counted")
+    parser.add_argument("--stream", action="store_true", help="with an output for each token, as servers ask for")
     parser.add_argument("--write", action="store_true", help="append to RESULTS.md")
     args = parser.parse_args()
     kinds = [(kind, batch, params) for kind in ("decode", "mixed") for batch in args.batches for params in (GREEDY, SAMPLED)]
-    rows = [show(COLUMNS, measure(kind, batch, params, args.steps)) for kind, batch, params in kinds]
-    report("Host", f"Median of {args.steps} steps, microseconds.", COLUMNS, rows, write=args.write)
+    rows = [show(COLUMNS, measure(kind, batch, params, args)) for kind, batch, params in kinds]
+    streamed = "an output for each token" if args.stream else "an output for each request"
+    report("Host", f"Median of {args.steps} steps, microseconds; {streamed}.", COLUMNS, rows, write=args.write)
 
 
-def measure(kind: str, batch: int, params: SamplingParams, num_steps: int) -> list[str]:
-    core, clock = make_core(batch, params)
-    feed = Feed(core, batch, params, mixed=kind == "mixed")
+def measure(kind: str, batch: int, params: SamplingParams, args: argparse.Namespace) -> list[str]:
+    core, clock = make_core(batch)
+    feed = Feed(core, batch, params, mixed=kind == "mixed", stream=args.stream)
     totals: list[float] = []
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
-    while len(totals) < num_steps:
+    while len(totals) < args.steps:
         feed.top_up()
         clock.seconds = {}
         started = time.perf_counter()
@@ -117,7 +119,7 @@ def measure(kind: str, batch: int, params: SamplingParams, num_steps: int) -> li
     return [str(batch), kind, sampling, *(f"{seconds * 1e6:.1f}" for seconds in numbers)]
 
 
-def make_core(batch: int, params: SamplingParams) -> tuple[EngineCore, Clock]:
+def make_core(batch: int) -> tuple[EngineCore, Clock]:
     limits = Limits(batch, 1024, 2048, 8192, 16)
     model = ModelInfo("host", "Host", VOCAB, "bf16", "none", 0, 1 << 20)
     manifest = Manifest(1, "host", "cpu", model, limits, KVCache("bf16", ()), (), (), ())
@@ -132,8 +134,8 @@ def make_core(batch: int, params: SamplingParams) -> tuple[EngineCore, Clock]:
 class Feed:
     """Keeps the batch full: with requests that last, or, for mixed steps, with ever new ones of 100 to 1,024 tokens in and 32 to 96 out."""
 
-    def __init__(self, core: EngineCore, batch: int, params: SamplingParams, *, mixed: bool) -> None:
-        self._core, self._batch, self._params, self._mixed = core, batch, params, mixed
+    def __init__(self, core: EngineCore, batch: int, params: SamplingParams, *, mixed: bool, stream: bool) -> None:
+        self._core, self._batch, self._params, self._mixed, self._stream = core, batch, params, mixed, stream
         self._dice = random.Random(0)
         self._num_requests = self._num_steady = 0
 
@@ -142,7 +144,7 @@ class Feed:
             count = self._dice.randint(32, 96) if self._mixed else 2048
             params = SamplingParams(max_tokens=count, temperature=self._params.temperature, top_k=self._params.top_k, top_p=self._params.top_p)
             prompt = [1] * self._dice.randint(100, 1024)
-            self._core.add_request(f"r{self._num_requests}", prompt, params, stream=False)
+            self._core.add_request(f"r{self._num_requests}", prompt, params, stream=self._stream)
             self._num_requests += 1
 
     def is_steady(self) -> bool:

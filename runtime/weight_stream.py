@@ -95,7 +95,7 @@ class WeightStream:
         try:
             table: dict[str, Any] = json.loads(header[8:].decode())
             table.pop("__metadata__", None)
-            placed = {key: _Placed(_DTYPES.get(e["dtype"], e["dtype"]), tuple(e["shape"]), *e["data_offsets"]) for key, e in table.items()}
+            placed = {key: _Placed(_DTYPES.get(e["dtype"]) or str(e["dtype"]), tuple(e["shape"]), *e["data_offsets"]) for key, e in table.items()}
             for key, tensor in placed.items():
                 if not 0 <= tensor.start <= tensor.stop <= num_bytes:
                     raise ValueError(f"{key} ends at byte {tensor.stop}, the file has {num_bytes}")
@@ -159,7 +159,7 @@ class _Lane:
             buffer = self._buffers[turn]
             if self._on_gpu:
                 self._copied[turn].synchronize()
-            view = memoryview(buffer.numpy())[: len(block) - done]
+            view = buffer.numpy().data[: len(block) - done]
             count = file.readinto(view)  # type: ignore[attr-defined]  # of raw files
             if not count:
                 raise OSError(f"it ends {len(block) - done} bytes early")
