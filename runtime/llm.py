@@ -174,10 +174,11 @@ class LLM:
 
     def _collect(self, ids: list[str], *, use_progress: bool) -> list[RequestOutput]:
         results: dict[str, RequestOutput] = {}
+        mine = frozenset(ids)
         try:
             with track("generating", len(ids), shown=use_progress and len(ids) > 1) as advance:
                 while len(results) < len(ids):
-                    ended = self._step_for(set(ids))
+                    ended = self._step_for(mine)
                     results |= {output.request_id: output for output in ended}
                     advance(len(ended))
         finally:
@@ -185,17 +186,17 @@ class LLM:
         return [results[request_id] for request_id in ids]
 
     def _stream(self, ids: list[str]) -> Iterator[RequestOutput]:
-        left = set(ids)
+        mine, left = frozenset(ids), set(ids)
         try:
             while left:
-                for output in self._step_for(set(ids)):
+                for output in self._step_for(mine):
                     if output.finished:
                         left.discard(output.request_id)
                     yield output
         finally:
             self._drop(sorted(left))
 
-    def _step_for(self, ids: set[str]) -> list[RequestOutput]:
+    def _step_for(self, ids: frozenset[str]) -> list[RequestOutput]:
         """Outputs of these requests; those of others are kept for `step`."""
         mine = []
         for output in self.core.step():

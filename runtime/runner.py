@@ -147,8 +147,8 @@ class Runner:
                 for plan in plans:
                     if (size, plan) not in self._graphs:
                         self._run_and_capture(decode.bound, size, plan)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)  # the staging is written again for the next size
 
     def _launch_decode(self, step: Step, decode: _Decode) -> Sampled:
         plan = self._tables.fill_decode(step, decode.host[self._turn])
