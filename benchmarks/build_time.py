@@ -45,7 +45,7 @@ def timed(owner, name, part):
 
 
 timed(engine, "choose_backend", "device")
-timed(engine, "check_files", "other files")
+timed(engine, "check_contents", "other files")
 timed(engine, "map_weights", "weights")
 timed(weight_stream.WeightStream, "load", "weights")
 timed(llm, "Runner", "cache")

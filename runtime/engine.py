@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tilewright.ir.manifest import Manifest, Weight
 from tilewright.runtime.backend import Backend, LoadedKernel, choose_backend
 from tilewright.runtime.dtypes import TORCH_DTYPES
 from tilewright.runtime.progress import Advance, ignore, track
-from tilewright.runtime.weight_stream import WeightStream, check_hash
+from tilewright.runtime.weight_stream import WeightStream, check_hash, read_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,16 @@ class Engine:
         if not directory.is_dir():
             raise EngineError(f"engine {directory}", "no such directory", f"build one with: tilewright build MODEL {directory}")
         manifest = Manifest.read(directory)
+        check_names(manifest, directory)
+        weight_files = dict.fromkeys(weight.file for weight in manifest.weights)
+        if manifest.target != "cpu":
+            read_ahead(directory, weight_files)  # while CUDA starts
         backend = choose_backend(manifest, directory, device)
         streams = backend.device.type == "cuda"  # weights are hashed on their way there
-        skipped = {weight.file for weight in manifest.weights} if streams else set()
-        with track("checking files", len(manifest.files) - len(skipped), shown=use_progress) as advance:
-            check_files(manifest, directory, advance, read_contents=verify, skipped=skipped)
+        skipped = set(weight_files) if streams else set()
+        hashed = [name for name in manifest.files if verify and name not in skipped]
+        with track("checking files", len(hashed), shown=use_progress) as advance:
+            check_contents(manifest, directory, hashed, advance)
         kernels = {kernel.name: backend.load(kernel, directory) for kernel in manifest.kernels}
         with track("loading weights", len(manifest.weights), shown=use_progress) as advance:
             if streams:
@@ -52,10 +56,8 @@ class Engine:
         return Engine(directory, manifest, backend, weights, kernels)
 
 
-def check_files(
-    manifest: Manifest, directory: Path, advance: Advance = ignore, *, read_contents: bool = True, skipped: Set[str] = frozenset()
-) -> None:
-    """Every file that the manifest names is there and has its hash; code and weights come from no other. The contents of `skipped` are not read."""
+def check_names(manifest: Manifest, directory: Path) -> None:
+    """Every file that the manifest names is there, inside the directory, and has a hash; code and weights come from no other."""
     binaries = [binary.file for kernel in manifest.kernels for binary in kernel.binaries.values()]
     for name in [*(kernel.file for kernel in manifest.kernels), *binaries, *(weight.file for weight in manifest.weights)]:
         if name not in manifest.files:
@@ -65,9 +67,10 @@ def check_files(
             raise EngineError(f"engine {directory}", f"{name!r} lies outside it", "rebuild the engine")
         if not (directory / name).is_file():
             raise EngineError(f"engine {directory}", f"file {name!r} is missing", "copy the whole directory, or rebuild the engine")
-    if not read_contents:
-        return
-    names = [name for name in manifest.files if name not in skipped]
+
+
+def check_contents(manifest: Manifest, directory: Path, names: list[str], advance: Advance = ignore) -> None:
+    """These files have the hashes that the manifest gives them."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
         for name, found in zip(names, threads.map(lambda name: hash_file(directory / name), names)):
             check_hash(directory, name, manifest.files[name], found)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -113,6 +114,21 @@ class WeightStream:
             found = f"{weight.name} is {tensor.dtype}{list(tensor.shape)} of {tensor.stop - tensor.start} bytes in {weight.file}"
             raise EngineError(f"engine {self._directory}", f"{found}, the manifest says {weight.dtype}{list(weight.shape)}", "rebuild the engine")
         return tensor
+
+
+def read_ahead(directory: Path, names: Iterable[str]) -> None:
+    """Has the system begin to read these files, in a thread of its own, while something else is waited for."""
+
+    def begin() -> None:
+        for name in names:
+            try:
+                with (directory / name).open("rb", buffering=0) as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            except OSError:  # whoever loads the file will say what is wrong with it
+                continue
+
+    if hasattr(os, "posix_fadvise"):
+        threading.Thread(target=begin, name="read-ahead", daemon=True).start()
 
 
 def check_hash(directory: Path, name: str, expected: str, found: str) -> None:
