@@ -16,6 +16,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, shapes: list[str], 
     parser.add_argument("--shapes", nargs="+", default=shapes, choices=list(SHAPES))
     parser.add_argument("--quantize", nargs="+", default=quantize, help="none, int8 or another scheme: one engine each")
     parser.add_argument("--target", default=None, help="what to build for; default: this machine's GPU")
+    parser.add_argument("--page-size", type=int, default=16, help="tokens of a KV page")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--scratch", help="folder that keeps checkpoints and engines, to be used again")
     parser.add_argument("--build-only", action="store_true", help="only fill the scratch folder: on a machine that is too busy to time anything")
@@ -29,6 +30,7 @@ def make_checkpoint(shape: str, scratch: Path, args: argparse.Namespace) -> Path
 
 def build_engine(model: Path, quantize: str, args: argparse.Namespace, **limits: int) -> Path:
     """The engine beside the checkpoint, for these limits (those of `tw.compile`)."""
+    limits = {**limits, "page_size": args.page_size}
     words = [model.name.replace("model", "engine", 1), quantize, args.target or "here"]
     name = "-".join([*words, *(f"{key.removeprefix('max_')}-{value}" for key, value in limits.items())])
     out = model.parent / name
