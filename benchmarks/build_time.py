@@ -1,4 +1,5 @@
-"""Build seconds, peak host memory, and load-to-first-token seconds of a checkpoint with random weights: `python benchmarks/build_time.py --write`.
+"""Build seconds and peak host memory of a checkpoint with random weights, and where the time from its load to its first token goes:
+`python benchmarks/build_time.py --write`.
 
 Memory is RssAnon over the build's processes: pages of mapped files, which the system drops when it needs them, do not count.
 """
@@ -6,6 +7,8 @@ Memory is RssAnon over the build's processes: pages of mapped files, which the s
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,18 +17,50 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from random_checkpoint import SHAPES, write_checkpoint
-from results_table import report
+from results_table import report, show
 from scratch import open_scratch
 
+# Seconds of each part, one after the other. "kernels" is what remains of the engine's loading; modules go to the GPU when they are first bound,
+# which is the cache's part and the first token's.
 FIRST_TOKEN = """
-import sys, time
+import json, sys, time
 started = time.perf_counter()
 import tilewright as tw
-llm, params = tw.LLM(sys.argv[1]), tw.SamplingParams(max_tokens=1, temperature=0.0)
-loaded = time.perf_counter()
-llm.generate([[1, 2, 3, 4]], params, use_progress=False)
-print(loaded - started, time.perf_counter() - started)
+tw.LLM
+parts = {"import": time.perf_counter() - started}
+from tilewright.runtime import engine, llm, weight_stream
+
+
+def timed(owner, name, part):
+    function = getattr(owner, name)
+
+    def run(*args, **kwargs):
+        begun = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            parts[part] = parts.get(part, 0.0) + time.perf_counter() - begun
+
+    setattr(owner, name, run)
+
+
+timed(engine, "choose_backend", "device")
+timed(engine, "check_contents", "other files")
+timed(engine, "map_weights", "weights")
+timed(weight_stream.WeightStream, "load", "weights")
+timed(llm, "Runner", "cache")
+begun = time.perf_counter()
+loaded = tw.LLM(sys.argv[1])
+parts["kernels"] = time.perf_counter() - begun - sum(parts.get(part, 0.0) for part in ("device", "other files", "weights", "cache"))
+begun = time.perf_counter()
+loaded.generate([[1, 2, 3, 4]], tw.SamplingParams(max_tokens=1, temperature=0.0), use_progress=False)
+parts["first token"] = time.perf_counter() - begun
+parts["total"] = time.perf_counter() - started
+print(json.dumps(parts))
 """
+PARTS = ("import", "device", "other files", "weights", "kernels", "cache", "first token", "total")
+BUILD_COLUMNS = ["shape", "weights", "checkpoint GB", "build s", "peak GB (RssAnon)"]
+LOAD_COLUMNS = ["shape", "weights", "file cache", *(f"{part} s" for part in PARTS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +77,48 @@ def main() -> None:
     parser.add_argument("--target", default=None)
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--scratch", help="folder that keeps checkpoints and engines")
+    parser.add_argument("--load-only", action="store_true", help="use engines that stand in the scratch folder, and time only their loading")
     parser.add_argument("--write", action="store_true", help="append to RESULTS.md")
     args = parser.parse_args()
-    rows = [row for shape in args.shapes for row in measure_shape(shape, args)]
-    columns = ["shape", "weights", "checkpoint GB", "build s", "peak GB (RssAnon)", "load s", "load to first token s"]
-    report("Build and load", "One process each; load times include importing Python packages.", columns, rows, write=args.write)
+    builds: list[list[str]] = []
+    loads: list[list[str]] = []
+    for shape in args.shapes:
+        measure_shape(shape, args, builds, loads)
+    if builds:
+        report("Build", "One process each.", BUILD_COLUMNS, builds, write=args.write)
+    notes = "From the start of Python's imports to the first token, one process each; weights are read, hashed and copied in one pass."
+    report("Load to first token", notes, LOAD_COLUMNS, loads, write=args.write)
 
 
-def measure_shape(shape: str, args: argparse.Namespace) -> list[list[str]]:
-    rows = []
+def measure_shape(shape: str, args: argparse.Namespace, builds: list[list[str]], loads: list[list[str]]) -> None:
     with open_scratch(args.scratch, shape) as scratch:
         model = write_checkpoint(shape, scratch / "model", layers=args.layers)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         for quantize in args.quantize:
-            engine = scratch / f"engine-{quantize}"
-            command = [sys.executable, "-m", "tilewright", "build", str(model), str(engine), "--max-input-len", "512", "--max-output-len", "512"]
-            command += [] if quantize == "none" else ["--quantize", quantize]
-            command += ["--target", args.target] if args.target else []
-            build = watch(command)
-            loaded, first_token = watch([sys.executable, "-c", FIRST_TOKEN, str(engine)]).output.split()[-2:]
-            weights = "bf16" if quantize == "none" else quantize
-            peak = f"{build.peak_bytes / 1e9:.2f}"
-            rows.append([shape, weights, f"{size / 1e9:.2f}", f"{build.seconds:.1f}", peak, f"{float(loaded):.1f}", f"{float(first_token):.1f}"])
-    return rows
+            engine, name = scratch / f"engine-{quantize}-512", "bf16" if quantize == "none" else quantize
+            if not (args.load_only and (engine / "manifest.json").exists()):
+                build = watch(build_command(model, engine, quantize, args.target))
+                builds.append(show(BUILD_COLUMNS, [shape, name, f"{size / 1e9:.2f}", f"{build.seconds:.1f}", f"{build.peak_bytes / 1e9:.2f}"]))
+            for cache in ("cold", "warm"):
+                if cache == "cold":
+                    drop_from_cache(engine)
+                parts = json.loads(watch([sys.executable, "-c", FIRST_TOKEN, str(engine)]).output.splitlines()[-1])
+                loads.append(show(LOAD_COLUMNS, [shape, name, cache, *(f"{parts.get(part, 0.0):.2f}" for part in PARTS)]))
+
+
+def build_command(model: Path, engine: Path, quantize: str, target: str | None) -> list[str]:
+    command = [sys.executable, "-m", "tilewright", "build", str(model), str(engine), "--max-input-len", "512", "--max-output-len", "512"]
+    command += [] if quantize == "none" else ["--quantize", quantize]
+    return [*command, "--target", target] if target else command
+
+
+def drop_from_cache(directory: Path) -> None:
+    """Asks the system to forget the files' contents, so that the next reader waits for the disk. File systems in memory keep them."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def watch(command: list[str]) -> Run:

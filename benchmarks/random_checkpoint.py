@@ -35,6 +35,12 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
         {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
          "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
     ),
+    "qwen3-0.6b": (
+        "qwen3",
+        {"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+         "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
+         "bos_token_id": 151643, "eos_token_id": 151645, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
     "gpt-j-6b": ("gptj", {"vocab_size": 50400, "n_positions": 2048, "n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64}),
     "tiny": (
         "llama",

@@ -27,6 +27,12 @@ def format_table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(columns), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)])
 
 
+def show(columns: list[str], row: list[str]) -> list[str]:
+    """Prints a row as it comes, by its columns' names, so that a run that is cut short has shown what it measured; returns it."""
+    print("; ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True)), flush=True)
+    return row
+
+
 def report(title: str, notes: str, columns: list[str], rows: list[list[str]], *, write: bool) -> None:
     """Prints the table; with `write`, appends it to RESULTS.md."""
     text = f"## {title}\n{describe_machine()}. {notes}\n\n{format_table(columns, rows)}\n"

@@ -80,7 +80,5 @@ class CudaLaunch:
     def resize(self, grid: tuple[int, int, int], sizes: dict[int, int]) -> bool:
         if self._per_program * prod(grid) > len(self._scratch):
             return False
-        self._prepared.set_grid(*grid)
-        for index, value in sizes.items():
-            self._prepared.set_arg(index, value)
+        self._prepared.resize(grid, sizes)
         return True

@@ -134,10 +134,10 @@ def _make_value(symbol: str, type_name: str, value: int | float) -> Any:
 class PreparedLaunch:
     """Launch configuration and parameters in the form the driver reads, so that a launch is one foreign call."""
 
-    __slots__ = ("_addresses", "_attribute", "_config", "_config_reference", "_function", "_launch", "_values", "module")
+    __slots__ = ("_addresses", "_attribute", "_config", "_config_reference", "_function", "_launch", "_size", "_values", "module")
 
     def __init__(self, module: Module, grid: tuple[int, int, int], num_threads: int, values: list[Any], *, dependent_launch: bool) -> None:
-        self.module, self._values = module, values
+        self.module, self._values, self._size = module, values, grid
         self._function, self._launch = module.load(), module.driver.launch
         self._addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         self._attribute = LaunchAttribute(id=PROGRAMMATIC_SERIALIZATION, value=1)
@@ -147,11 +147,13 @@ class PreparedLaunch:
             self._config.num_attributes = 1
         self._config_reference = ctypes.byref(self._config)
 
-    def set_arg(self, index: int, value: int | float) -> None:
-        self._values[index].value = value
-
-    def set_grid(self, x: int, y: int = 1, z: int = 1) -> None:
-        self._config.grid[:] = (x, y, z)
+    def resize(self, grid: tuple[int, int, int], values: dict[int, int]) -> None:
+        """Another grid, and other integers for these parameters (by index)."""
+        if grid != self._size:
+            self._size = grid
+            self._config.grid = grid
+        for index, value in values.items():
+            self._values[index].value = value
 
     def launch(self, stream: int) -> None:
         """Enqueues the kernel on a CUstream handle (torch: `stream.cuda_stream`), or adds it to the graph that the stream captures."""

@@ -16,6 +16,7 @@ from tilewright.ir.manifest import Manifest, Weight
 from tilewright.runtime.backend import Backend, LoadedKernel, choose_backend
 from tilewright.runtime.dtypes import TORCH_DTYPES
 from tilewright.runtime.progress import Advance, ignore, track
+from tilewright.runtime.weight_stream import WeightStream, check_hash, read_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,28 @@ class Engine:
         if not directory.is_dir():
             raise EngineError(f"engine {directory}", "no such directory", f"build one with: tilewright build MODEL {directory}")
         manifest = Manifest.read(directory)
+        check_names(manifest, directory)
+        weight_files = dict.fromkeys(weight.file for weight in manifest.weights)
+        if manifest.target != "cpu":
+            read_ahead(directory, weight_files)  # while CUDA starts
         backend = choose_backend(manifest, directory, device)
-        with track("checking files", len(manifest.files), shown=use_progress) as advance:
-            check_files(manifest, directory, advance, read_contents=verify)
+        streams = backend.device.type == "cuda"  # weights are hashed on their way there
+        skipped = set(weight_files) if streams else set()
+        hashed = [name for name in manifest.files if verify and name not in skipped]
+        with track("checking files", len(hashed), shown=use_progress) as advance:
+            check_contents(manifest, directory, hashed, advance)
         kernels = {kernel.name: backend.load(kernel, directory) for kernel in manifest.kernels}
         with track("loading weights", len(manifest.weights), shown=use_progress) as advance:
-            weights = load_weights(manifest, directory, backend.device, advance)
+            if streams:
+                weights = WeightStream(directory, backend.device, manifest.files if verify else None).load(manifest.weights, advance)
+                torch.cuda.synchronize(backend.device)  # tensors that were moved
+            else:
+                weights = map_weights(manifest, directory, advance)
         return Engine(directory, manifest, backend, weights, kernels)
 
 
-def check_files(manifest: Manifest, directory: Path, advance: Advance = ignore, *, read_contents: bool = True) -> None:
-    """Every file that the manifest names is there and has its hash; code and weights come from no other."""
+def check_names(manifest: Manifest, directory: Path) -> None:
+    """Every file that the manifest names is there, inside the directory, and has a hash; code and weights come from no other."""
     binaries = [binary.file for kernel in manifest.kernels for binary in kernel.binaries.values()]
     for name in [*(kernel.file for kernel in manifest.kernels), *binaries, *(weight.file for weight in manifest.weights)]:
         if name not in manifest.files:
@@ -55,13 +67,13 @@ def check_files(manifest: Manifest, directory: Path, advance: Advance = ignore, 
             raise EngineError(f"engine {directory}", f"{name!r} lies outside it", "rebuild the engine")
         if not (directory / name).is_file():
             raise EngineError(f"engine {directory}", f"file {name!r} is missing", "copy the whole directory, or rebuild the engine")
-    if not read_contents:
-        return
+
+
+def check_contents(manifest: Manifest, directory: Path, names: list[str], advance: Advance = ignore) -> None:
+    """These files have the hashes that the manifest gives them."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for (name, expected), found in zip(manifest.files.items(), threads.map(lambda name: hash_file(directory / name), manifest.files)):
-            if found != expected:
-                problem = f"{name!r} has sha256 {found[:12]}…, the manifest says {expected[:12]}…: it was changed or cut short"
-                raise EngineError(f"engine {directory}", problem, "copy the directory again, or rebuild the engine")
+        for name, found in zip(names, threads.map(lambda name: hash_file(directory / name), names)):
+            check_hash(directory, name, manifest.files[name], found)
             advance(1)
 
 
@@ -70,15 +82,15 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_weights(manifest: Manifest, directory: Path, device: torch.device, advance: Advance = ignore) -> dict[str, torch.Tensor]:
-    """Each tensor goes from its memory-mapped file straight to the device."""
+def map_weights(manifest: Manifest, directory: Path, advance: Advance = ignore) -> dict[str, torch.Tensor]:
+    """Tensors of the CPU are their memory-mapped files."""
     by_file: dict[str, list[Weight]] = {}
     for weight in manifest.weights:
         by_file.setdefault(weight.file, []).append(weight)
     tensors: dict[str, torch.Tensor] = {}
     for name, weights in by_file.items():
         try:
-            with safe_open(directory / name, framework="pt", device=str(device)) as file:
+            with safe_open(directory / name, framework="pt") as file:
                 for weight in weights:
                     tensors[weight.name] = _read_weight(file, weight, directory)
                     advance(1)

@@ -69,7 +69,8 @@ class EngineCore:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
         )
         self.scheduler.add(sequence)
-        self._requests[request_id] = Request(sequence, self.tokenizer, stream=stream)
+        request = self._requests[request_id] = Request(sequence, self.tokenizer, stream=stream)
+        sequence.is_watched = stream or request.follows_tokens
 
     def abort(self, request_id: str) -> None:
         """Ends the request; the next step returns its output so far. Unknown and finished ids are ignored: they may have just ended."""
@@ -87,11 +88,11 @@ class EngineCore:
     def step(self) -> list[RequestOutput]:
         """Launches a step, if one can run, and reads one back, if enough are in flight."""
         step = self.scheduler.schedule()
-        if step.chunks:
+        if step.num_tokens:
             self._in_flight.append((step, self._runner.launch(step)))
-        assert step.chunks or self._in_flight or not self.scheduler.has_work, "work is left but nothing can run"
+        assert step.num_tokens or self._in_flight or not self.scheduler.has_work, "work is left but nothing can run"
         outputs, self._ended = self._ended, []
-        if self._in_flight and (len(self._in_flight) > self._lookahead or not step.chunks):
+        if self._in_flight and (len(self._in_flight) > self._lookahead or not step.num_tokens):
             outputs += self._read_back()
         return outputs
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from tilewright.runtime.engine_core import EngineCore
 from tilewright.runtime.progress import track
 from tilewright.runtime.request_output import RequestOutput
 from tilewright.runtime.runner import Runner
+from tilewright.runtime.sampler import SamplePlan
 from tilewright.runtime.sampling_params import SamplingParams
 from tilewright.runtime.tokenizer import Prompt, encode, load_tokenizer, split_prompts
 
@@ -26,7 +29,7 @@ class LLM:
 
     max_cache_tokens bounds the page pool; None takes what the engine's limits can use, or what memory allows. device is "cuda",
     "cuda:1" or "cpu" (a GPU engine then runs in Triton's interpreter); None follows the engine's target. use_progress shows bars where
-    stderr is a terminal.
+    stderr is a terminal. warm_up makes all that greedy requests need before the first one comes: see the method.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class LLM:
         device: str | torch.device | None = None,
         verify: bool = True,
         use_progress: bool = True,
+        warm_up: bool = False,
     ) -> None:
         self.engine = Engine.load(directory, device, verify=verify, use_progress=use_progress)
         self.manifest = self.engine.manifest
@@ -45,6 +49,21 @@ class LLM:
         self._num_requests = 0
         self._async: AsyncDriver | None = None
         self._kept: list[RequestOutput] = []  # outputs of added requests that came while `generate` was stepping
+        if warm_up:
+            self.warm_up()
+
+    def warm_up(self, *sampling_params: SamplingParams) -> None:
+        """Loads all kernels and captures CUDA graphs for decode steps of every size, which otherwise happens when a size first comes up.
+
+        sampling_params: one for each kind of request to come, since batches that sample in other ways have other graphs; without any,
+        greedy ones. Takes about as long as a few decode steps of each size. Raises RequestError while requests run.
+        """
+        if self.has_work:
+            raise RequestError("warm_up", f"{self.core.num_requests} requests are under way", "call it before adding any")
+        plans = {SamplePlan.of(params) for params in sampling_params or [SamplingParams(temperature=0.0)]}
+        bits = [plan.bits for plan in plans]
+        together = SamplePlan.from_bits(functools.reduce(operator.or_, bits))
+        self.runner.warm_up(list(dict.fromkeys([*plans, together])))
 
     @cached_property
     def tokenizer(self) -> Any | None:
@@ -155,10 +174,11 @@ class LLM:
 
     def _collect(self, ids: list[str], *, use_progress: bool) -> list[RequestOutput]:
         results: dict[str, RequestOutput] = {}
+        mine = frozenset(ids)
         try:
             with track("generating", len(ids), shown=use_progress and len(ids) > 1) as advance:
                 while len(results) < len(ids):
-                    ended = self._step_for(set(ids))
+                    ended = self._step_for(mine)
                     results |= {output.request_id: output for output in ended}
                     advance(len(ended))
         finally:
@@ -166,17 +186,17 @@ class LLM:
         return [results[request_id] for request_id in ids]
 
     def _stream(self, ids: list[str]) -> Iterator[RequestOutput]:
-        left = set(ids)
+        mine, left = frozenset(ids), set(ids)
         try:
             while left:
-                for output in self._step_for(set(ids)):
+                for output in self._step_for(mine):
                     if output.finished:
                         left.discard(output.request_id)
                     yield output
         finally:
             self._drop(sorted(left))
 
-    def _step_for(self, ids: set[str]) -> list[RequestOutput]:
+    def _step_for(self, ids: frozenset[str]) -> list[RequestOutput]:
         """Outputs of these requests; those of others are kept for `step`."""
         mine = []
         for output in self.core.step():

@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import Arg, Buffer, Launch, Program
+from tilewright.ir.manifest import Arg, Buffer, Extent, Launch, Program
 from tilewright.runtime.backend import Argument, BoundLaunch
 from tilewright.runtime.dtypes import TORCH_DTYPES
 from tilewright.runtime.engine import Engine
@@ -23,6 +23,7 @@ class BoundProgram:
     launches: list[BoundLaunch]
     logits: torch.Tensor  # f32[S, vocab], a view of the arena
     step: dict[str, torch.Tensor]  # step tensors, by field
+    sizing: Sizing
 
     def run(self, stream: int) -> None:
         for launch in self.launches:
@@ -31,11 +32,28 @@ class BoundProgram:
     def resize(self, dims: StepDims) -> bool:
         """Makes the launches serve another size; False where they must be bound anew. `logits` and `step` stay as they were."""
         sizes = dims.as_dict()
-        for bound, launch in zip(self.launches, self.program.launches):
-            ints = {index: sizes[arg.name] for index, arg in enumerate(launch.args) if arg.kind == "dim"}
-            if not bound.resize(grid_of(launch, sizes), ints):
-                return False
-        return True
+        grids = [(x(sizes), y(sizes), z(sizes)) for x, y, z in self.sizing.grids]
+        ints = [{index: sizes[name] for index, name in places} for places in self.sizing.ints]
+        return all([launch.resize(grids[grid], ints[places]) for launch, (grid, places) in zip(self.launches, self.sizing.launches)])
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """What of a program's launches depends on the size of a step. They share few grids and few places of integers: each is computed once a step."""
+
+    grids: list[tuple[Extent, Extent, Extent]]
+    ints: list[tuple[tuple[int, str], ...]]  # index of an argument, and which dim it is
+    launches: list[tuple[int, int]]  # of each launch, which of the grids and of the ints
+
+    @staticmethod
+    def of(program: Program) -> Sizing:
+        grids: dict[tuple[Extent, Extent, Extent], int] = {}
+        ints: dict[tuple[tuple[int, str], ...], int] = {}
+        launches = []
+        for launch in program.launches:
+            places = tuple((index, arg.name) for index, arg in enumerate(launch.args) if arg.kind == "dim")
+            launches.append((grids.setdefault(launch.grid, len(grids)), ints.setdefault(places, len(ints))))
+        return Sizing(list(grids), list(ints), launches)
 
 
 def grid_of(launch: Launch, sizes: dict[str, int]) -> tuple[int, int, int]:
@@ -52,6 +70,7 @@ class ProgramBinder:
         self._arena = torch.empty(size, dtype=torch.uint8, device=engine.backend.device)
         self._pages = engine.manifest.limits.max_pages_per_sequence
         self._zeroed = torch.zeros(self._count_zeroed_bytes(), dtype=torch.uint8, device=engine.backend.device)
+        self._sizings = {program.name: Sizing.of(program) for program in engine.manifest.programs}
 
     def rebind(self, bound: BoundProgram, dims: StepDims, step: dict[str, torch.Tensor]) -> BoundProgram:
         """The same program for another size, its launches reused where that is possible."""
@@ -59,7 +78,7 @@ class ProgramBinder:
             return self.bind(bound.program, dims, step)
         program = bound.program
         logits = next(buffer for buffer in program.buffers if buffer.name == program.logits)
-        return BoundProgram(program, bound.launches, self._view_buffer(program, logits, dims), step)
+        return BoundProgram(program, bound.launches, self._view_buffer(program, logits, dims), step, bound.sizing)
 
     def bind(self, program: Program, dims: StepDims, step: dict[str, torch.Tensor]) -> BoundProgram:
         """Buffers are narrowed to dims; `step` holds the step tensors at that size."""
@@ -69,7 +88,7 @@ class ProgramBinder:
         for launch in program.launches:
             args = [self._resolve(arg, buffers, step, sizes) for arg in launch.args]
             launches.append(self._engine.kernels[launch.kernel].bind(grid_of(launch, sizes), args))
-        return BoundProgram(program, launches, buffers[program.logits], step)
+        return BoundProgram(program, launches, buffers[program.logits], step, self._sizings[program.name])
 
     def view_buffers(self, program: Program, dims: StepDims) -> dict[str, torch.Tensor]:
         """Where a program bound to dims reads and writes its activations. Their bytes are shared by those that are not alive together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,13 +16,13 @@ def ignore(amount: int) -> None:
 @contextmanager
 def track(title: str, total: int, *, shown: bool) -> Iterator[Advance]:
     """Gives a function that moves the bar on."""
+    if not shown or not sys.stderr.isatty():
+        yield ignore
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        yield ignore
-        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=total)

@@ -14,7 +14,15 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 
 def uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """f64[n] in [0, 1) for seeds u64[n] and positions i64[n], 53 bits each."""
-    keys = _mix(seeds + _STEP)
+    return draw_uniforms(make_keys(seeds), positions)
+
+
+def make_keys(seeds: np.ndarray) -> np.ndarray:
+    """u64[n], the half of the work that is the same for all positions of a seed."""
+    return _mix(seeds + _STEP)
+
+
+def draw_uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     bits = _mix(keys + (positions.astype(np.uint64) + np.uint64(1)) * _STEP)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

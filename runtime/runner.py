@@ -11,27 +11,26 @@ import numpy as np
 import torch
 
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import Program
 from tilewright.runtime import kv_cache
 from tilewright.runtime.engine import Engine
 from tilewright.runtime.program_binder import BoundProgram, ProgramBinder
 from tilewright.runtime.sampler import Sampled, SamplePlan, Sampler
 from tilewright.runtime.scheduler import Step
-from tilewright.runtime.step import SlotTables, StepDims, StepLayout, sample_rows
+from tilewright.runtime.step import SAMPLE_FIELDS, SlotTables, StepDims, StepLayout, sample_rows
 
 NUM_STAGINGS = 2  # the host prepares a step while the one before it runs
 
 
 class PendingTokens:
-    """What a launched step will sample; `wait` blocks until it has."""
+    """What a launched step will sample; `wait` blocks until it has. Call it before as many steps as there are stagings have been launched."""
 
-    def __init__(self, sampled: Sampled, num_rows: int, event: torch.cuda.Event | None) -> None:
-        self._sampled, self._num_rows, self._event = sampled, num_rows, event
+    def __init__(self, tensors: list[torch.Tensor], num_rows: int, event: torch.cuda.Event | None) -> None:
+        self._tensors, self._num_rows, self._event = tensors, num_rows, event
 
     def wait(self) -> SampledOnHost:
         if self._event is not None:
             self._event.synchronize()
-        arrays = [tensor[: self._num_rows].numpy() for tensor in self._sampled.tensors()]
+        arrays = [tensor[: self._num_rows].numpy() for tensor in self._tensors]
         return SampledOnHost(arrays[0].tolist(), *arrays[1:])
 
 
@@ -46,10 +45,32 @@ class SampledOnHost:
     top_ids: np.ndarray | None = None
 
 
+class _Fetch:
+    """Where sampled tokens arrive on the host, in memory that is used again: allocating pinned memory waits for the device."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event()
+        self._buffers: list[torch.Tensor] = []
+
+    def start(self, sampled: Sampled, num_rows: int) -> PendingTokens:
+        arrived = [self._copy(place, tensor) for place, tensor in enumerate(sampled.tensors())]
+        self._event.record()
+        return PendingTokens(arrived, num_rows, self._event)
+
+    def _copy(self, place: int, tensor: torch.Tensor) -> torch.Tensor:
+        if place == len(self._buffers):
+            self._buffers.append(torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True))
+        if len(self._buffers[place]) < tensor.nbytes:
+            self._buffers[place] = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
+        host = self._buffers[place][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        return host.copy_(tensor, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Decode:
     """What decode steps of one size reuse."""
 
+    size: int  # rows, padding among them
     bound: BoundProgram
     host: list[dict[str, np.ndarray]]  # step fields in each staging
     num_bytes: int  # to send
@@ -91,8 +112,8 @@ class Runner:
             self.sampler.assign(sequence.slot, sequence.params, sequence.prompt, sequence.output, sequence.stop_ids)
         self._tables.update_pages(step)
         self._turn = (self._turn + 1) % NUM_STAGINGS
-        program = self._find_decode(step)
-        sampled = self._launch_decode(step, program) if program else self._launch_ragged(step)
+        decode = self._find_decode(step)
+        sampled = self._launch_decode(step, decode) if decode else self._launch_ragged(step)
         return self._fetch(sampled, len(step.sampling))
 
     def bound_decode(self, size: int) -> BoundProgram:
@@ -102,28 +123,62 @@ class Runner:
             raise EngineError("runner", f"no decode step of {size} sequences has run", "run one before")
         return fitting[0]
 
-    def _launch_decode(self, step: Step, program: Program) -> Sampled:
-        size = self._decode_size(step)
-        dims = StepDims(size, size, size)
-        decode = self._decodes.get(size) or self._prepare_decode(program, dims)
+    def warm_up(self, plans: list[SamplePlan]) -> None:
+        """Loads every kernel, and captures the decode steps of every size for these plans, so that no request waits for that.
+
+        Between requests only: what runs is padding, which changes neither the cache nor any request's slot.
+        """
+        one = StepDims(1, 1, 1)
+        for program in self._ragged:
+            if program.name not in self._bound_ragged:
+                self._bound_ragged[program.name] = self._binder.bind(program, one, self._ragged_layout.device_views(self._block, one))
+        if not self.uses_graphs or not self._decode:
+            return
+        for plan in plans:
+            self.sampler.prepare(plan)
+        idle = Step(None, [], [], [], starts=[])
+        for size in reversed(self._buckets):  # the largest first: the others find their memory in its
+            if decode := self._find_sized(size):
+                views = decode.host[self._turn]
+                self._tables.fill_decode(idle, views)
+                for name in SAMPLE_FIELDS:
+                    views[name][:] = self._tables.padding if name == "sample_slots" else 0
+                self._send(decode.num_bytes)
+                for plan in plans:
+                    if (size, plan) not in self._graphs:
+                        self._run_and_capture(decode.bound, size, plan)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)  # the staging is written again for the next size
+
+    def _launch_decode(self, step: Step, decode: _Decode) -> Sampled:
         plan = self._tables.fill_decode(step, decode.host[self._turn])
         self._send(decode.num_bytes)
-        bound = decode.bound
         if not self.uses_graphs:
-            return self._run_decode(bound, plan)
+            return self._run_decode(decode.bound, plan)
+        size = decode.size
         if ready := self._graphs.get((size, plan)):
             ready.graph.replay()
             return ready.sampled
+        return self._run_and_capture(decode.bound, size, plan)
+
+    def _run_and_capture(self, bound: BoundProgram, size: int, plan: SamplePlan) -> Sampled:
         sampled = self._run_decode(bound, plan)  # loads what is loaded lazily; a capture runs nothing
         self._graphs[size, plan] = self._capture(bound, plan)
         return sampled
 
-    def _prepare_decode(self, program: Program, dims: StepDims) -> _Decode:
+    def _find_sized(self, size: int) -> _Decode | None:
+        """What decode steps of that many rows run; None where no decode program is as large."""
+        if ready := self._decodes.get(size):
+            return ready
+        program = next((p for p in self._decode if p.max_tokens >= size), None)
+        if program is None:
+            return None
+        dims = StepDims(size, size, size)
         layout = StepLayout(dims, self.limits)
         bound = self._binder.bind(program, dims, layout.device_views(self._block, dims))
         host = [layout.host_views(staging.numpy(), dims) for staging in self._stagings]
-        decode = self._decodes[dims.T] = _Decode(bound, host, layout.num_bytes)
-        return decode
+        self._decodes[size] = _Decode(size, bound, host, layout.num_bytes)
+        return self._decodes[size]
 
     def _launch_ragged(self, step: Step) -> Sampled:
         program = next(p for p in self._ragged if p.max_tokens >= step.num_tokens)
@@ -162,12 +217,8 @@ class Runner:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return _Graph(graph, sampled)
 
-    def _find_decode(self, step: Step) -> Program | None:
-        """For one token a sequence: a program made for that, or in a deterministic engine the one that would serve any step of the size."""
-        if not step.is_decode:
-            return None
-        size = self._decode_size(step)
-        return next((p for p in self._decode if p.max_tokens >= size), None)
+    def _find_decode(self, step: Step) -> _Decode | None:
+        return self._find_sized(self._decode_size(step)) if step.is_decode else None
 
     def _decode_size(self, step: Step) -> int:
         if not self.uses_graphs:
@@ -182,6 +233,7 @@ class Runner:
         pinned = self.device.type == "cuda"
         self._stagings = [torch.zeros(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(NUM_STAGINGS)]
         self._block = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        self._fetches = [_Fetch() for _ in range(NUM_STAGINGS)] if pinned else []
         self._turn = 0
 
     def _send(self, num_bytes: int) -> None:
@@ -189,11 +241,8 @@ class Runner:
 
     def _fetch(self, sampled: Sampled, num_rows: int) -> PendingTokens:
         if self.device.type != "cuda":
-            return PendingTokens(sampled, num_rows, None)
-        tensors = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in sampled.tensors()]
-        event = torch.cuda.Event()
-        event.record()
-        return PendingTokens(Sampled(*tensors), num_rows, event)
+            return PendingTokens(sampled.tensors(), num_rows, None)
+        return self._fetches[self._turn].start(sampled, num_rows)
 
     def _stream(self) -> int:
         return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0

@@ -13,6 +13,8 @@ from tilewright.ir.manifest import Limits
 from tilewright.runtime.pages import PagePool
 from tilewright.runtime.sequence import NO_SLOT, FinishReason, Sequence, Status
 
+_FINISHED = Status.FINISHED  # looked up for each token
+
 
 class Chunk(NamedTuple):
     """Tokens [start, start + length) of a sequence run in a step."""
@@ -23,13 +25,27 @@ class Chunk(NamedTuple):
     samples: bool  # reaches the last token, so that the next one is sampled
 
 
-class Step(NamedTuple):
-    chunks: list[Chunk]
-    sampling: list[Sequence]  # those of chunks that sample, in their order
-    admitted: list[Sequence]  # given a slot in this step
-    grown: list[Sequence]  # given pages in this step
-    num_tokens: int
-    is_decode: bool  # every chunk is one token that the device sampled itself, into the sequence's slot
+class Step:
+    """Its chunks are made when they are asked for: a decode step, where each is one token, is described by `sampling` and `starts` alone."""
+
+    __slots__ = ("_chunks", "admitted", "grown", "is_decode", "num_tokens", "sampling", "starts")
+
+    def __init__(
+        self, chunks: list[Chunk] | None, sampling: list[Sequence], admitted: list[Sequence], grown: list[Sequence], *, starts: list[int]
+    ) -> None:
+        self._chunks = chunks
+        self.sampling = sampling  # sequences of chunks that sample, in their order
+        self.admitted = admitted  # given a slot in this step
+        self.grown = grown  # given pages in this step
+        self.starts = starts  # position of the first token of each chunk
+        self.is_decode = chunks is None  # every chunk is one token that the device sampled itself, into the sequence's slot
+        self.num_tokens = len(starts) if chunks is None else sum([chunk.length for chunk in chunks])
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        if self._chunks is None:
+            self._chunks = [Chunk(sequence, start, 1, True) for sequence, start in zip(self.sampling, self.starts)]
+        return self._chunks
 
 
 class Scheduler:
@@ -63,7 +79,38 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> Step:
-        """The next step; no chunks where nothing can run before a step in flight completes."""
+        """The next step; one of no tokens where nothing can run before a step in flight completes."""
+        return self._schedule_decode() or self._schedule_chunks()
+
+    def _schedule_decode(self) -> Step | None:
+        """The step in which every running sequence decodes, and nothing else can be done: what most steps are, so it is kept short.
+
+        None, and nothing has changed, where some sequence has another number of tokens to run, or needs a page that is not free.
+        """
+        if len(self.running) > self.limits.max_tokens or self._can_admit():
+            return None
+        sampling, starts, full = [], [], []
+        for sequence in self.running:
+            num_tokens = sequence.num_tokens
+            if num_tokens >= sequence.max_len:  # its last token is in flight
+                continue
+            start = sequence.num_computed
+            if num_tokens - start != 1 or not sequence.token_in_slot:
+                return None
+            if start >= sequence.num_reserved:
+                full.append(sequence)
+            sampling.append(sequence)
+            starts.append(start)
+        if len(full) > self.pool.num_free:
+            return None
+        for sequence in full:
+            self._reserve(sequence, sequence.num_tokens)
+        for sequence in sampling:
+            sequence.num_computed += 1
+            sequence.num_tokens += 1
+        return Step(None, sampling, [], self._take_grown(), starts=starts)
+
+    def _schedule_chunks(self) -> Step:
         preemptions = self.num_preemptions
         chunks = self._continue_running(self.limits.max_tokens)
         budget = self.limits.max_tokens - sum(chunk.length for chunk in chunks)
@@ -80,19 +127,26 @@ class Scheduler:
         for sequence in sampling:
             sequence.num_tokens += 1
             sequence.token_in_slot = True
+        return Step(None if is_decode else chunks, sampling, admitted, self._take_grown(), starts=[chunk.start for chunk in chunks])
+
+    def _take_grown(self) -> list[Sequence]:
         grown, self._grown = self._grown, []
-        return Step(chunks, sampling, admitted, grown, self.limits.max_tokens - budget, is_decode)
+        return grown
 
     def complete(self, step: Step, tokens: list[int]) -> list[int]:
-        """Takes the tokens sampled for `step.sampling`; returns the rows whose sequences got theirs. Finished sequences get none."""
+        """Takes the tokens sampled for `step.sampling`; finished sequences get none. Returns the rows whose sequences ended or are watched."""
         rows = []
         for row, (sequence, token) in enumerate(zip(step.sampling, tokens, strict=True)):
-            if sequence.status is Status.FINISHED:
+            if sequence.status is _FINISHED:
                 continue
-            rows.append(row)
-            reason = sequence.accept(token)
-            if reason is not None:
+            output = sequence.output
+            output.append(token)
+            may_end = token in sequence.stop_ids or len(output) >= sequence.max_outputs
+            if may_end and (reason := sequence.find_end()):
                 self.finish(sequence, reason)
+                rows.append(row)
+            elif sequence.is_watched:
+                rows.append(row)
         return rows
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -119,15 +173,19 @@ class Scheduler:
             index += 1
         return chunks
 
-    def _admit(self) -> Sequence | None:
-        """Moves the first waiting sequence to the running ones, if there is room for all its tokens and a page of growth for each other."""
+    def _can_admit(self) -> bool:
+        """Whether there is room for all tokens of the first waiting sequence, and a page of growth for each running one."""
         if not self.waiting or not self._free_slots:
-            return None
+            return False
         sequence = self.waiting[0]
         wanted = self.pool.pages_for(sequence.num_tokens) + len(self.running)
-        if sequence.num_pending or (self.running and wanted > self.pool.num_free):
+        return not sequence.num_pending and (not self.running or wanted <= self.pool.num_free)
+
+    def _admit(self) -> Sequence | None:
+        """Moves the first waiting sequence to the running ones, if it can be."""
+        if not self._can_admit():
             return None
-        self.waiting.popleft()
+        sequence = self.waiting.popleft()
         self.running.append(sequence)
         sequence.status, sequence.slot = Status.RUNNING, self._free_slots.pop()
         return sequence

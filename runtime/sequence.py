@@ -28,9 +28,11 @@ class Sequence:
     max_outputs: int  # tokens to generate at most, the engine's limits included
     stop_ids: frozenset[int]  # tokens that end it: end of text unless ignored, and stop_token_ids
     seed: int = 0  # of its random stream
+    is_watched: bool = False  # somebody wants to hear of each of its tokens, not of its end alone
     arrival: int = 0  # order of arrival, set by the scheduler
     output: list[int] = field(default_factory=list)
     num_tokens: int = 0  # prompt + output + pending
+    max_len: int = 0  # prompt and all outputs
     num_computed: int = 0  # tokens whose keys and values are in the cache once the scheduled steps have run
     pages: list[int] = field(default_factory=list)
     num_reserved: int = 0  # tokens that its pages hold
@@ -41,19 +43,24 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.prompt) + len(self.output)
+        self.max_len = len(self.prompt) + self.max_outputs
 
     @property
     def num_outputs(self) -> int:
         return self.num_tokens - len(self.prompt)
 
     @property
+    def num_known(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    @property
     def num_pending(self) -> int:
-        return self.num_tokens - len(self.prompt) - len(self.output)
+        return self.num_tokens - self.num_known
 
     @property
     def num_uncomputed(self) -> int:
         """Tokens to run before the next can be sampled; 0 when no further token is wanted."""
-        return 0 if self.num_tokens - len(self.prompt) >= self.max_outputs else self.num_tokens - self.num_computed
+        return 0 if self.num_tokens >= self.max_len else self.num_tokens - self.num_computed
 
     @property
     def is_finished(self) -> bool:
@@ -68,9 +75,8 @@ class Sequence:
             return self.output[start - num_prompt : stop - num_prompt]
         return self.prompt[start:] + self.output[: stop - num_prompt]
 
-    def accept(self, token: int) -> FinishReason | None:
-        """Appends the oldest pending token, now known; says whether it ends the sequence."""
-        self.output.append(token)
-        if token in self.stop_ids and len(self.output) >= self.params.min_tokens:
+    def find_end(self) -> FinishReason | None:
+        """Whether its last known token ends it."""
+        if self.output[-1] in self.stop_ids and len(self.output) >= self.params.min_tokens:
             return "stop"
         return "length" if len(self.output) >= self.max_outputs else None

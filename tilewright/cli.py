@@ -255,7 +255,7 @@ def throughput(
     ] = None,
 ) -> None:
     """Many random requests served together: output tokens per second."""
-    from tilewright.measure import measure_throughput
+    from tilewright.measure import Requests, measure_throughput
     from tilewright.runtime import LLM
 
     llm = LLM(engine)
@@ -264,7 +264,7 @@ def throughput(
     output_lens = output_lens or fit_range(BENCH_LENS, limits.max_output_len)
     check_bench("--prompt-lens", prompt_lens, "max_input_len", limits.max_input_len)
     check_bench("--output-lens", output_lens, "max_output_len", limits.max_output_len)
-    found = measure_throughput(llm, num_requests=requests, prompt_lens=prompt_lens, output_lens=output_lens)
+    found = measure_throughput(llm, Requests.draw(llm.manifest.model.vocab_size, requests, prompt_lens, output_lens))
     print(
         f"{found.output_tokens_per_second:.0f} output tokens/s: {found.num_requests} requests, {found.num_prompt_tokens} tokens in, "
         f"{found.num_output_tokens} out, {found.seconds:.2f} s"

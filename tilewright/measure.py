@@ -60,17 +60,30 @@ def measure_latency(llm: LLM, *, prompt_len: int, outputs: tuple[int, int], repe
     return Latency(statistics.median(slopes), max(slopes) - min(slopes), bytes_per_token(llm.manifest))
 
 
-def measure_throughput(llm: LLM, *, num_requests: int, prompt_lens: tuple[int, int], output_lens: tuple[int, int], seed: int = 0) -> Throughput:
-    """Random requests of uniformly drawn lengths (inclusive ranges), all handed over at once."""
-    draw = random.Random(seed)
-    vocab = llm.manifest.model.vocab_size
-    prompts = [random_prompt(vocab, draw.randint(*prompt_lens), seed=i) for i in range(num_requests)]
-    params = [SamplingParams(max_tokens=draw.randint(*output_lens), temperature=0.0, ignore_eos=True) for _ in prompts]
-    llm.generate(prompts[:1], params[:1], use_progress=False)
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Prompts, and how many tokens each is to give."""
+
+    prompts: list[list[int]]
+    output_lens: list[int]
+
+    @staticmethod
+    def draw(vocab: int, count: int, prompt_lens: tuple[int, int], output_lens: tuple[int, int], seed: int = 0) -> Requests:
+        """Random tokens; lengths uniform over inclusive ranges."""
+        dice = random.Random(seed)
+        prompts = [random_prompt(vocab, dice.randint(*prompt_lens), seed=i) for i in range(count)]
+        return Requests(prompts, [dice.randint(*output_lens) for _ in prompts])
+
+
+def measure_throughput(llm: LLM, requests: Requests, *, use_progress: bool = True) -> Throughput:
+    """All requests handed over at once, greedy. Graphs are captured and kernels loaded before the clock runs."""
+    params = [SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True) for count in requests.output_lens]
+    llm.warm_up()
+    llm.generate(requests.prompts[:1], params[:1], use_progress=False)
     started = time.perf_counter()
-    results = llm.generate(prompts, params)
+    results = llm.generate(requests.prompts, params, use_progress=use_progress)
     seconds = time.perf_counter() - started
-    return Throughput(num_requests, sum(map(len, prompts)), sum(len(r.token_ids) for r in results), seconds)
+    return Throughput(len(results), sum(map(len, requests.prompts)), sum(len(r.token_ids) for r in results), seconds)
 
 
 def random_prompt(vocab: int, length: int, *, seed: int) -> list[int]:

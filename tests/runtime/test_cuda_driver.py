@@ -153,8 +153,7 @@ def test_a_dependent_launch_carries_the_attribute(stub: Stub) -> None:
 
 def test_arguments_and_grid_change_between_launches(stub: Stub) -> None:
     prepared = stub.make_module().prepare((1, 1, 1), 4, ARGS, TYPES)
-    prepared.set_arg(1, 99)
-    prepared.set_grid(5, 6)
+    prepared.resize((5, 6, 1), {1: 99})
     prepared.launch(0)
     assert stub.parameter(1, "<i") == 99 and stub.parameter(0, "<Q") == ARGS[0]
     assert list(stub.record.grid) == [5, 6, 1]
@@ -230,7 +229,7 @@ def test_a_prepared_launch_costs_little_on_the_host(stub: Stub) -> None:
 def _time_launches(prepared: Any) -> float:
     start = time.perf_counter()
     for i in range(200):
-        prepared.set_arg(1, i)
+        prepared.resize((i, 1, 1), {1: i})
         prepared.launch(0)
     return (time.perf_counter() - start) / 200
 

@@ -169,8 +169,7 @@ def test_a_chain_replayed_from_a_graph_keeps_its_order(dependent: bool) -> None:
 def test_a_changed_integer_takes_effect_in_the_next_launch() -> None:
     (prepared,), buffers = make_chain(1, 3000, dependent=False)
     buffers[1].fill_(-1)
-    prepared.set_arg(2, 2000)
-    prepared.set_grid(2)
+    prepared.resize((2, 1, 1), {2: 2000})
     prepared.launch(torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
     torch.testing.assert_close(buffers[1][:2000], buffers[0][:2000].flip(0) * 0.5 + 1.0)

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import subprocess
+import sys
 
 import pytest
 import toy_engine
@@ -9,6 +11,7 @@ import toy_engine
 from tilewright.ir.errors import EngineError, RequestError
 from tilewright.ir.manifest import Limits
 from tilewright.runtime.llm import LLM
+from tilewright.runtime.runner import Runner
 from tilewright.runtime.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
@@ -39,6 +42,59 @@ def test_greedy_tokens_equal_a_full_forward_whatever_is_preempted(toy):
             assert result.finish_reason == ("stop" if result.token_ids[-1] == toy_engine.EOS else "length")
         llm.core.scheduler.check()
         assert not llm.has_work and llm.core.scheduler.pool.num_used == 0
+
+
+class Replay:
+    """Runs a decode step again where a GPU would replay its graph: the same tensors are read and written."""
+
+    def __init__(self, runner, bound, plan):
+        self.run = lambda: runner._run_decode(bound, plan)
+        self.sampled = self.run()
+
+    @property
+    def graph(self):
+        return self
+
+    def replay(self):
+        for mine, new in zip(self.sampled.tensors(), self.run().tensors(), strict=True):
+            mine.copy_(new)
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(max_tokens=12, temperature=0.8, top_k=9, top_p=0.9, seed=4, ignore_eos=True)])
+def test_steps_padded_to_warm_sizes_give_the_same_tokens(toy, monkeypatch, params):
+    directory, _ = toy
+    prompts = make_prompts(31, 15)
+    expected = LLM(directory).generate(prompts, params)
+    captured = []
+
+    def capture(runner, bound, plan):
+        captured.append((len(bound.step["ids"]), plan))
+        return Replay(runner, bound, plan)
+
+    monkeypatch.setattr(Runner, "_capture", capture)
+    llm = LLM(directory, max_cache_tokens=120)
+    llm.runner.uses_graphs = True
+    llm.warm_up(params)
+    assert [size for size, _ in captured] == sorted({1, 2, 4, LIMITS.max_batch_size}, reverse=True)
+    for _ in range(2):  # what a step leaves behind in the padding must not reach a later one
+        assert [r.token_ids for r in llm.generate(prompts, params)] == [r.token_ids for r in expected]
+    assert len(captured) == 4
+    llm.core.scheduler.check()
+
+
+def test_an_engine_is_warmed_up_between_requests_only(toy):
+    llm = LLM(toy[0], warm_up=True)
+    llm.add_request([1, 2, 3])
+    with pytest.raises(RequestError, match="warm_up: 1 requests are under way; call it before"):
+        llm.warm_up()
+
+
+def test_loading_an_engine_imports_neither_transformers_nor_triton(toy):
+    code = f"""import sys, tilewright as tw
+tw.LLM({str(toy[0])!r}).generate([[1, 2]], tw.SamplingParams(max_tokens=2), use_progress=False)
+sys.exit(' '.join({{'transformers', 'tokenizers', 'triton', 'tilewright.passes', 'tilewright.codegen'}} & set(sys.modules)) or 0)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(toy):
