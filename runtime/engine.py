@@ -38,7 +38,7 @@ class Engine:
         backend = choose_backend(manifest, directory, device)
         with track("checking files", len(manifest.files), shown=use_progress) as advance:
             check_files(manifest, directory, advance, read_contents=verify)
-        kernels = {kernel.name: backend.load(kernel, directory) for kernel in manifest.kernels}
+        kernels = {kernel.name: backend.load(kernel, directory) for kernel in manifest.all_kernels}
         with track("loading weights", len(manifest.weights), shown=use_progress) as advance:
             weights = load_weights(manifest, directory, backend.device, advance)
         return Engine(directory, manifest, backend, weights, kernels)
@@ -46,8 +46,8 @@ class Engine:
 
 def check_files(manifest: Manifest, directory: Path, advance: Advance = ignore, *, read_contents: bool = True) -> None:
     """Every file that the manifest names is there and has its hash; code and weights come from no other."""
-    binaries = [binary.file for kernel in manifest.kernels for binary in kernel.binaries.values()]
-    for name in [*(kernel.file for kernel in manifest.kernels), *binaries, *(weight.file for weight in manifest.weights)]:
+    binaries = [binary.file for kernel in manifest.all_kernels for binary in kernel.binaries.values()]
+    for name in [*(kernel.file for kernel in manifest.all_kernels), *binaries, *(weight.file for weight in manifest.weights)]:
         if name not in manifest.files:
             raise EngineError(f"engine {directory}", f"manifest.json has no hash for {name!r}", "copy the directory again, or rebuild the engine")
     for name in manifest.files:
