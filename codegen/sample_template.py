@@ -31,6 +31,7 @@ from tilewright.codegen.sample_source import source_of
 from tilewright.ir.manifest import Arg, Extent, Kernel, Launch, SampleProgram, Sampling, Space
 
 CAPACITY = 2048  # tokens that a row's list holds
+FEW = 256  # tokens of a list that are compared all with all
 CHUNK = 2048  # tokens that one program reads at a time where it reads a row alone
 PROBES = 4096  # weights that the cut is chosen by
 MIN_PART, MOST_PARTS = 1024, 256
@@ -98,7 +99,7 @@ def _constants(vocab: int, part: int, *, dependent_launch: bool) -> dict[str, in
         id_shift += 3
     return {
         "VOCAB": vocab, "PART": part, "NUM_PARTS": num_parts, "LANES": 1 << (num_parts - 1).bit_length(), "PROBES": PROBES,
-        "STRIDE": -(-vocab // PROBES), "CAPACITY": CAPACITY, "CHUNK": CHUNK, "SCALE": 1 << (62 - vocab.bit_length()), "ID_SHIFT": id_shift,
+        "STRIDE": -(-vocab // PROBES), "CAPACITY": CAPACITY, "FEW": FEW, "CHUNK": CHUNK, "SCALE": 1 << (62 - vocab.bit_length()), "ID_SHIFT": id_shift,
         "EARLY": int(dependent_launch),
     }  # fmt: skip
 
