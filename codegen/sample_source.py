@@ -9,8 +9,13 @@ import re
 
 READ_LOGITS = '''
 @triton.jit
+def read_penalties(params, row):
+    return tl.load(params + row * 8 + 4), tl.load(params + row * 8 + 5), tl.load(params + row * 8 + 6)
+
+
+@triton.jit
 def is_penalized(params, row):
-    repetition, presence, frequency = tl.load(params + row * 8 + 4), tl.load(params + row * 8 + 5), tl.load(params + row * 8 + 6)
+    repetition, presence, frequency = read_penalties(params, row)
     return (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0)
 
 
@@ -20,7 +25,7 @@ def read_logits(logits, history, params, row, slot, token, VOCAB: tl.constexpr):
     is_inside = token < VOCAB
     x = tl.load(logits + row.to(tl.int64) * VOCAB + token, mask=is_inside, other=float("-inf"))
     if is_penalized(params, row):
-        repetition, presence, frequency = tl.load(params + row * 8 + 4), tl.load(params + row * 8 + 5), tl.load(params + row * 8 + 6)
+        repetition, presence, frequency = read_penalties(params, row)
         seen = tl.load(history + slot * VOCAB + token, mask=is_inside, other=0).to(tl.int32)
         count = seen & 0x7FFF
         x = tl.where(seen != 0, tl.where(x > 0, x / repetition, x * repetition), x)
@@ -57,9 +62,15 @@ def finish(token, row, slot, params, history, tokens, last_token, VOCAB: tl.cons
 
 IS_FILTERED = '''
 @triton.jit
+def read_filters(params, row):
+    """temperature, top_k, top_p, min_p"""
+    return tl.load(params + row * 8), tl.load(params + row * 8 + 1), tl.load(params + row * 8 + 2), tl.load(params + row * 8 + 3)
+
+
+@triton.jit
 def is_filtered(params, row):
     """Whether the row draws, and from some of the tokens only."""
-    temperature, top_k, top_p, min_p = tl.load(params + row * 8), tl.load(params + row * 8 + 1), tl.load(params + row * 8 + 2), tl.load(params + row * 8 + 3)
+    temperature, top_k, top_p, min_p = read_filters(params, row)
     return (temperature > 0) & ((top_k > 0) | (top_p < 1.0) | (min_p > 0))
 '''
 
@@ -157,7 +168,8 @@ def choose_cut(tops, sums, w, top_k, top_p, NUM_PARTS: tl.constexpr, STRIDE: tl.
 
 
 @triton.jit
-def draw_unfiltered(logits, history, params, row, slot, uniform, sums, top, temperature, VOCAB: tl.constexpr, PART: tl.constexpr, LANES: tl.constexpr):
+def draw_unfiltered(logits, history, params, row, slot, uniform, sums, top, temperature,
+                    VOCAB: tl.constexpr, PART: tl.constexpr, LANES: tl.constexpr):
     """The first token whose running sum exceeds uniform of the whole: first its part, by the sums of parts, then the token in it."""
     lane = tl.arange(0, LANES)
     running = tl.cumsum(sums, 0)
@@ -182,7 +194,7 @@ def sample_settle(logits, history, slots, params, uniform, part_top, part_token,
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     slot = tl.load(slots + row)
-    temperature, top_k, top_p, min_p = tl.load(params + row * 8), tl.load(params + row * 8 + 1), tl.load(params + row * 8 + 2), tl.load(params + row * 8 + 3)
+    temperature, top_k, top_p, min_p = read_filters(params, row)
     tops = tl.load(part_top + row * NUM_PARTS + lane, mask=lane < NUM_PARTS, other=float("-inf"))
     firsts = tl.load(part_token + row * NUM_PARTS + lane, mask=lane < NUM_PARTS, other=VOCAB - 1)
     top = tl.max(tops, 0)
@@ -219,7 +231,7 @@ def sample_collect(logits, history, slots, params, part_top, row_top, row_cut, n
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     if is_filtered(params, row):
-        temperature, top_k, min_p = tl.load(params + row * 8), tl.load(params + row * 8 + 1), tl.load(params + row * 8 + 3)
+        temperature, top_k, top_p, min_p = read_filters(params, row)
         slot, top, cut = tl.load(slots + row), tl.load(row_top + row), tl.load(row_cut + row)
         most = weigh(tl.load(part_top + row * NUM_PARTS + part), top, temperature, min_p)
         if (top_k > 0) & (most < cut * 0.99):
@@ -283,8 +295,8 @@ def find_token(found, masses, target, ID_SHIFT: tl.constexpr):
 
 @triton.jit
 def read_weights(logits, history, params, row, slot, token, top, VOCAB: tl.constexpr):
-    x = read_logits(logits, history, params, row, slot, token, VOCAB)
-    return weigh(x, top, tl.load(params + row * 8), tl.load(params + row * 8 + 3))
+    temperature, top_k, top_p, min_p = read_filters(params, row)
+    return weigh(read_logits(logits, history, params, row, slot, token, VOCAB), top, temperature, min_p)
 
 
 @triton.jit
@@ -443,7 +455,8 @@ def sample_choose(logits, history, slots, params, uniform, row_top, row_guess, n
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     if is_filtered(params, row):
-        slot, top, top_k, top_p = tl.load(slots + row), tl.load(row_top + row), tl.load(params + row * 8 + 1).to(tl.int32), tl.load(params + row * 8 + 2)
+        temperature, most, top_p, min_p = read_filters(params, row)
+        slot, top, top_k = tl.load(slots + row), tl.load(row_top + row), most.to(tl.int32)
         number, count = tl.load(uniform + row), tl.load(num_found + row)
         total = tl.sum(tl.load(part_mass + row * NUM_PARTS + lane, mask=lane < NUM_PARTS, other=0), 0)
         keys = tl.load(found_key + row * CAPACITY + place, mask=place < count, other=0)
@@ -473,10 +486,17 @@ KERNELS = {
 _DEFINED = re.compile(r"^def (\w+)\(", re.MULTILINE)
 
 
+def signature_of(entry: str) -> tuple[list[str], list[str]]:
+    """Names of the kernel's run-time parameters, and of its constants."""
+    text = KERNELS[entry].split(f"def {entry}(")[1].split("):")[0]
+    constants = re.findall(r"(\w+): tl\.constexpr", text)
+    return [name for name in re.findall(r"\w+", text.replace(": tl.constexpr", "")) if name not in constants], constants
+
+
 def source_of(entry: str) -> str:
     """The kernel's text with the helpers that it calls, themselves or through others, without imports."""
     texts = [KERNELS[entry]]
-    for helper in reversed((*HELPERS,)):
+    for helper in reversed(HELPERS):
         if any(re.search(rf"\b{name}\(", text) for name in _DEFINED.findall(helper) for text in texts):
             texts.insert(0, helper)
     return "\n".join(texts)

@@ -25,9 +25,10 @@ sampled. logit_bias and min_tokens are applied before, to a copy of the logits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tilewright.codegen.emission import HEADER
-from tilewright.codegen.sample_source import source_of
+from tilewright.codegen.sample_source import KERNELS, signature_of, source_of
 from tilewright.ir.manifest import Arg, Extent, Kernel, Launch, SampleProgram, Sampling, Space
 
 CAPACITY = 2048  # tokens that a row's list holds
@@ -41,15 +42,7 @@ _TYPES = {
     "part_top": "*f32", "part_token": "*i32", "part_sum": "*f32", "row_top": "*f32", "row_cut": "*f32", "row_guess": "*f32", "num_found": "*i32",
     "found_key": "*i32", "found_token": "*i32", "part_mass": "*i64",
 }  # fmt: skip
-_PARAMETERS = {
-    "sample_scan_greedy": "logits part_top part_token",
-    "sample_settle_greedy": "part_top part_token slots tokens last_token",
-    "sample_scan": "logits history slots params part_top part_token part_sum",
-    "sample_settle": "logits history slots params uniform part_top part_token part_sum row_top row_cut row_guess num_found tokens last_token",
-    "sample_collect": "logits history slots params part_top row_top row_cut num_found found_key found_token part_mass",
-    "sample_choose": "logits history slots params uniform row_top row_guess num_found found_key found_token part_mass tokens last_token",
-}
-_PROGRAMS = {
+_PROGRAMS: dict[Literal["greedy", "draw", "filter"], tuple[str, ...]] = {
     "greedy": ("sample_scan_greedy", "sample_settle_greedy"),
     "draw": ("sample_scan", "sample_settle"),
     "filter": ("sample_scan", "sample_settle", "sample_collect", "sample_choose"),
@@ -68,20 +61,10 @@ def emit_sampling(vocab: int, *, dependent_launch: bool, part: int | None = None
     """Kernels for rows of `vocab` logits. part: tokens that one program reads, a power of two."""
     part = part or choose_part(vocab)
     constants = _constants(vocab, part, dependent_launch=dependent_launch)
-    kernels, sources = [], {}
-    for entry, names in _PARAMETERS.items():
-        text = f"{HEADER}\n{source_of(entry)}"
-        used = {name: value for name, value in constants.items() if f"{name}: tl.constexpr" in text.split(f"def {entry}(")[1].split("):")[0]}
-        name = f"{entry}_{vocab}"
-        kernels.append(
-            Kernel(
-                name=name, language="triton", file=f"kernels/{name}.py", entry=entry, parameters=tuple((p, _TYPES[p]) for p in names.split()),
-                constants=used, num_warps=_NUM_WARPS.get(entry, 4), num_stages=3, dependent_launch=dependent_launch,
-            )
-        )  # fmt: skip
-        sources[name] = text
+    kernels = tuple(_kernel(entry, vocab, constants) for entry in KERNELS)
+    sources = {kernel.name: f"{HEADER}\n{source_of(kernel.entry)}" for kernel in kernels}
     programs = tuple(SampleProgram(kind, tuple(_launch(entry, vocab, constants["NUM_PARTS"]) for entry in e)) for kind, e in _PROGRAMS.items())
-    return EmittedSampling(Sampling(tuple(kernels), programs, _spaces(constants["NUM_PARTS"])), sources)
+    return EmittedSampling(Sampling(kernels, programs, _spaces(constants["NUM_PARTS"])), sources)
 
 
 def choose_part(vocab: int) -> int:
@@ -99,13 +82,22 @@ def _constants(vocab: int, part: int, *, dependent_launch: bool) -> dict[str, in
         id_shift += 3
     return {
         "VOCAB": vocab, "PART": part, "NUM_PARTS": num_parts, "LANES": 1 << (num_parts - 1).bit_length(), "PROBES": PROBES,
-        "STRIDE": -(-vocab // PROBES), "CAPACITY": CAPACITY, "FEW": FEW, "CHUNK": CHUNK, "SCALE": 1 << (62 - vocab.bit_length()), "ID_SHIFT": id_shift,
-        "EARLY": int(dependent_launch),
+        "STRIDE": -(-vocab // PROBES), "CAPACITY": CAPACITY, "FEW": FEW, "CHUNK": CHUNK,
+        "SCALE": 1 << (62 - vocab.bit_length()), "ID_SHIFT": id_shift, "EARLY": int(dependent_launch),
     }  # fmt: skip
 
 
+def _kernel(entry: str, vocab: int, constants: dict[str, int]) -> Kernel:
+    name, (parameters, used) = f"{entry}_{vocab}", signature_of(entry)
+    return Kernel(
+        name=name, language="triton", file=f"kernels/{name}.py", entry=entry, parameters=tuple((p, _TYPES[p]) for p in parameters),
+        constants={name: constants[name] for name in sorted(used)}, num_warps=_NUM_WARPS.get(entry, 4), num_stages=3,
+        dependent_launch=bool(constants["EARLY"]),
+    )  # fmt: skip
+
+
 def _launch(entry: str, vocab: int, num_parts: int) -> Launch:
-    args = tuple(Arg("buffer", name) for name in _PARAMETERS[entry].split())
+    args = tuple(Arg("buffer", name) for name in signature_of(entry)[0])
     rows = Extent(1, "S")
     grid = (Extent(num_parts), rows, Extent()) if entry in _PER_PART else (rows, Extent(), Extent())
     return Launch(f"{entry}_{vocab}", args, grid, entry)

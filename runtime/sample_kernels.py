@@ -48,7 +48,8 @@ class SampleKernels:
         """Launches with these tensors, resized where the device lets them be."""
         used = dict.fromkeys(arg.name for launch in self._programs[kind] for arg in launch.args)
         key = (kind, *(tensors[name].data_ptr() for name in used))
-        grids = [tuple(extent({"S": num_rows}) for extent in launch.grid) for launch in self._programs[kind]]
+        sizes = {"S": num_rows}
+        grids = [(x(sizes), y(sizes), z(sizes)) for x, y, z in (launch.grid for launch in self._programs[kind])]
         ready = self._bound.get(key)
         if ready and all(bound.resize(grid, {}) for bound, grid in zip(ready, grids)):
             return ready

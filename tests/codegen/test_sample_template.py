@@ -6,8 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from tilewright.codegen.aot import SHARED_LIMITS, compile_all
-from tilewright.codegen.sample_template import CAPACITY, emit_sampling
+from tilewright.codegen.sample_template import emit_sampling
 from tilewright.runtime import triton_interpreter
 from tilewright.runtime.backend import FixedLaunch
 from tilewright.runtime.sample_kernels import SampleKernels
