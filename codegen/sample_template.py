@@ -24,6 +24,7 @@ sampled. logit_bias and min_tokens are applied before, to a copy of the logits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,11 +58,11 @@ class EmittedSampling:
     sources: dict[str, str]  # by kernel name
 
 
-def emit_sampling(vocab: int, *, dependent_launch: bool, part: int | None = None) -> EmittedSampling:
-    """Kernels for rows of `vocab` logits. part: tokens that one program reads, a power of two."""
+def emit_sampling(vocab: int, *, dependent_launch: bool, part: int | None = None, num_warps: Mapping[str, int] = _NUM_WARPS) -> EmittedSampling:
+    """Kernels for rows of `vocab` logits. part: tokens that one program reads, a power of two. num_warps: by kernel, 4 by default."""
     part = part or choose_part(vocab)
     constants = _constants(vocab, part, dependent_launch=dependent_launch)
-    kernels = tuple(_kernel(entry, vocab, constants) for entry in KERNELS)
+    kernels = tuple(_kernel(entry, vocab, constants, num_warps.get(entry, 4)) for entry in KERNELS)
     sources = {kernel.name: f"{HEADER}\n{source_of(kernel.entry)}" for kernel in kernels}
     programs = tuple(SampleProgram(kind, tuple(_launch(entry, vocab, constants["NUM_PARTS"]) for entry in e)) for kind, e in _PROGRAMS.items())
     return EmittedSampling(Sampling(kernels, programs, _spaces(constants["NUM_PARTS"])), sources)
@@ -87,11 +88,11 @@ def _constants(vocab: int, part: int, *, dependent_launch: bool) -> dict[str, in
     }  # fmt: skip
 
 
-def _kernel(entry: str, vocab: int, constants: dict[str, int]) -> Kernel:
+def _kernel(entry: str, vocab: int, constants: dict[str, int], num_warps: int) -> Kernel:
     name, (parameters, used) = f"{entry}_{vocab}", signature_of(entry)
     return Kernel(
         name=name, language="triton", file=f"kernels/{name}.py", entry=entry, parameters=tuple((p, _TYPES[p]) for p in parameters),
-        constants={name: constants[name] for name in sorted(used)}, num_warps=_NUM_WARPS.get(entry, 4), num_stages=3,
+        constants={name: constants[name] for name in sorted(used)}, num_warps=num_warps, num_stages=3,
         dependent_launch=bool(constants["EARLY"]),
     )  # fmt: skip
 

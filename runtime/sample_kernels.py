@@ -36,16 +36,15 @@ class SampleKernels:
 
         history: i16[slots, vocab], needed where a row has penalties, and written.
         """
-        num_rows = len(tensors["logits"])
-        named = {**self._own, **tensors, **({} if history is None else {"history": history})}
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
-        for launch in self._bind(kind, named, num_rows):
+        for launch in self.bind(kind, tensors, history):
             launch.run(stream)
-        tokens = self._own["tokens"][:num_rows]
+        tokens = self._own["tokens"][: len(tensors["logits"])]
         return tokens if self.device.type == "cuda" else tokens.clone()  # the host copies from a stream, but reads host memory late
 
-    def _bind(self, kind: str, tensors: dict[str, torch.Tensor], num_rows: int) -> list[BoundLaunch]:
-        """Launches with these tensors, resized where the device lets them be."""
+    def bind(self, kind: str, tensors: dict[str, torch.Tensor], history: torch.Tensor | None) -> list[BoundLaunch]:
+        """The launches of `sample`: those of an earlier call with tensors at the same addresses, where the device lets them be resized."""
+        tensors, num_rows = {**self._own, **tensors, **({} if history is None else {"history": history})}, len(tensors["logits"])
         used = dict.fromkeys(arg.name for launch in self._programs[kind] for arg in launch.args)
         key = (kind, *(tensors[name].data_ptr() for name in used))
         sizes = {"S": num_rows}
