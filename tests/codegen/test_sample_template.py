@@ -6,7 +6,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from tilewright.codegen.sample_template import emit_sampling
+from tilewright.codegen.aot import SHARED_LIMITS, compile_all
+from tilewright.codegen.sample_template import CAPACITY, emit_sampling
 from tilewright.runtime import triton_interpreter
 from tilewright.runtime.backend import FixedLaunch
 from tilewright.runtime.sample_kernels import SampleKernels
@@ -161,3 +162,88 @@ def test_vocabularies_of_real_models(params, generator):
     for vocab, scale in ((32000, 2.5), (50257, 4.0), (128256, 3.0)):
         logits = torch.randn(1, vocab, generator=generator) * scale
         check(vocab, logits, [params], torch.rand(1, generator=generator, dtype=torch.float64), histories=[([1, 5, 9], [2, 2, vocab - 1])])
+
+
+def lists_of(kernels):
+    return kernels._own["num_found"]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_k=300), SamplingParams(top_k=900, top_p=0.7), SamplingParams(top_p=0.99, temperature=0.25)])
+def test_lists_of_hundreds_are_searched(params, generator):
+    logits, kernels = torch.randn(4, 9000, generator=generator), make_kernels(9000, 4)
+    check(9000, logits, [params] * 4, torch.rand(4, generator=generator, dtype=torch.float64), kernels=kernels)
+    assert ((lists_of(kernels) > 256) & (lists_of(kernels) <= CAPACITY)).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", "equal", "two levels", "falls off a cliff"])
+def test_rows_that_no_list_holds_are_searched_whole(kind, generator):
+    vocab = 7001
+    logits = torch.randn(5, vocab, generator=generator) * 0.01
+    if kind == "equal":
+        logits[:] = 1.5
+    elif kind == "two levels":
+        logits = torch.where(torch.rand(5, vocab, generator=generator) < 0.6, 1.0, 0.5)
+    elif kind == "falls off a cliff":
+        logits[:, :3500] -= 12
+    many = [SamplingParams(top_p=0.9), SamplingParams(top_k=3000), SamplingParams(top_k=5000, top_p=0.8), SamplingParams(min_p=0.3), SamplingParams(top_p=0.5)]
+    kernels = make_kernels(vocab, 5)
+    check(vocab, logits, many, torch.rand(5, generator=generator, dtype=torch.float64), kernels=kernels)
+    assert (lists_of(kernels) > CAPACITY).sum() >= 3
+
+
+def test_a_cut_that_is_too_high_is_found_out(generator):
+    """All that top_p keeps lies in one part, between the probes, so that nothing tells of it before the parts' sums do."""
+    vocab, kernels = 128256, make_kernels(128256, 1)
+    logits = torch.full((1, vocab), -30.0)
+    logits[0, 4096 + 1 : 4096 + 14] = 4 - torch.arange(13) * 0.1  # probes are every 32nd token from the 16th on
+    params = SamplingParams(top_p=0.9)
+    check(vocab, logits, [params], [0.999], kernels=kernels)
+    assert lists_of(kernels)[0] < 13
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.49999, 0.5, 1 - 2**-53])
+def test_a_token_without_probability_is_never_drawn(uniform):
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, -1).contiguous()
+    many = [SamplingParams(), SamplingParams(top_k=4), SamplingParams(top_p=0.999)]
+    tokens = check(5, logits, many, [uniform] * 3)
+    assert tokens.tolist() == [1 if uniform < 0.5 else 3] * 3
+
+
+def test_a_row_gets_the_same_token_in_any_batch_and_order(generator):
+    """Programs of a grid run in the order of the rows here, so moving a row moves its programs, too."""
+    vocab, rows = 2500, 9
+    params = [random_params(generator, vocab) for _ in range(rows)]
+    logits, uniform = shapes_of(generator, vocab, rows), torch.rand(rows, generator=generator, dtype=torch.float64)
+    sampler, _ = make_samplers(vocab, params)
+    order = torch.randperm(rows, generator=generator).tolist()
+    histories = sampler._history.table.clone() if sampler._history else None
+    together = sampler.sample(logits, make_rows(params, uniform), plan_of(params)).tokens
+    if histories is not None:
+        sampler._history.table.copy_(histories)
+    moved = make_rows([params[i] for i in order], uniform[order], order)
+    assert torch.equal(sampler.sample(logits[order].contiguous(), moved, plan_of(params)).tokens, together[order])
+    if histories is not None:
+        sampler._history.table.copy_(histories)
+    for i, p in enumerate(params):
+        alone = make_rows([p], uniform[i : i + 1], [i])
+        assert int(sampler.sample(logits[i : i + 1], alone, SamplePlan.of(p)).tokens) == int(together[i]), p
+
+
+def test_every_filtered_draw_is_exact_in_whole_numbers(generator):
+    """Over many uniforms, each token is drawn as often as its share of the kept mass says, to the last one."""
+    vocab, points = 300, 64
+    logits = (torch.randn(1, vocab, generator=generator) * 2).expand(points, -1).contiguous()
+    params = [SamplingParams(top_k=40, top_p=0.8)] * points
+    uniform = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    tokens = check(vocab, logits, params, uniform)
+    assert (tokens.diff() >= 0).all(), "a larger uniform draws a later token"
+    assert tokens.unique().numel() > 5
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_kernels_compile_within_their_registers(arch):
+    emitted = emit_sampling(300, dependent_launch=arch != "sm_80")
+    compiled = compile_all(emitted.sampling.kernels, emitted.sources, [arch], jobs=1)
+    for (name, _), result in compiled.items():
+        assert result.binary.shared_bytes <= SHARED_LIMITS[arch] and result.binary.stack_bytes <= 64, name
+    assert compiled["sample_scan_greedy_300", arch].binary.num_registers <= 32
