@@ -247,3 +247,18 @@ def test_kernels_compile_within_their_registers(arch):
     for (name, _), result in compiled.items():
         assert result.binary.shared_bytes <= SHARED_LIMITS[arch] and result.binary.stack_bytes <= 64, name
     assert compiled["sample_scan_greedy_300", arch].binary.num_registers <= 32
+
+
+def test_penalties_count_each_occurrence(generator):
+    vocab, rows = 7, 24
+    params = [SamplingParams(temperature=0, frequency_penalty=0.3, presence_penalty=0.2, repetition_penalty=1.2)] * rows
+    histories = [([1, 2], torch.randint(vocab, (12,), generator=generator).tolist()) for _ in params]
+    tokens = check(vocab, torch.randn(rows, vocab, generator=generator), params, [0.0] * rows, histories=histories)
+    assert tokens.unique().numel() > 2
+
+
+def test_of_tokens_that_tie_at_top_k_only_so_many_count_for_top_p():
+    """Weights 1 and five of 1/2: top_k=3 has mass 2, of which top_p wants 1.2; so the ties are kept, all five of them."""
+    logits = torch.tensor([0.0, -0.6931472, -0.6931472, -0.6931472, -0.6931472, -0.6931472]).expand(7, -1).contiguous()
+    uniform = [0.0, 0.28, 0.29, 0.43, 0.58, 0.72, 0.99]
+    assert check(6, logits, [SamplingParams(top_k=3, top_p=0.6)] * 7, uniform).tolist() == [0, 0, 1, 2, 3, 4, 5]
