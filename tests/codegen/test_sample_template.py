@@ -185,7 +185,13 @@ def test_rows_that_no_list_holds_are_searched_whole(kind, generator):
         logits = torch.where(torch.rand(5, vocab, generator=generator) < 0.6, 1.0, 0.5)
     elif kind == "falls off a cliff":
         logits[:, :3500] -= 12
-    many = [SamplingParams(top_p=0.9), SamplingParams(top_k=3000), SamplingParams(top_k=5000, top_p=0.8), SamplingParams(min_p=0.3), SamplingParams(top_p=0.5)]
+    many = [
+        SamplingParams(top_p=0.9),
+        SamplingParams(top_k=3000),
+        SamplingParams(top_k=5000, top_p=0.8),
+        SamplingParams(min_p=0.3),
+        SamplingParams(top_p=0.5),
+    ]
     kernels = make_kernels(vocab, 5)
     check(vocab, logits, many, torch.rand(5, generator=generator, dtype=torch.float64), kernels=kernels)
     assert (lists_of(kernels) > CAPACITY).sum() >= 3
