@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tilewright.codegen.aot import compile_all
-from tilewright.codegen.lower import Lowered
+from tilewright.codegen.lower import Lowered, tile_config
+from tilewright.codegen.sample_template import emit_sampling
 from tilewright.codegen.weight_files import plan_shards, write_shard
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import MANIFEST_FILE, SCHEMA, Kernel, Limits, Manifest, ModelInfo
+from tilewright.ir.manifest import MANIFEST_FILE, SCHEMA, Kernel, Limits, Manifest, ModelInfo, Sampling
 from tilewright.ir.weights import Weights
 
 
@@ -48,13 +49,14 @@ def pack(
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         partial.chmod(0o755)
-        kernels = _write_kernels(partial, lowered, archs, progress, jobs)
+        kernels, sampling = _write_kernels(partial, lowered, archs, progress, jobs)
         _write_files(partial, files or {})
         shards = plan_shards(lowered.constants.values())
         _write_weights(partial, shards, weights, progress)
         manifest = Manifest(
             schema=SCHEMA, producer=producer, target=lowered.target, model=model, limits=limits, cache=lowered.cache, programs=lowered.programs,
             kernels=kernels, weights=tuple(entry for shard in shards for entry in shard.entries), files=hash_files(partial),
+            sampling=sampling,
         )  # fmt: skip
         manifest.write(partial)
         _move_into_place(partial, out)
@@ -73,18 +75,34 @@ def check_destination(out: Path) -> None:
         raise EngineError(f"engine {out}", "is a file", "choose another directory")
 
 
-def _write_kernels(partial: Path, lowered: Lowered, archs: Sequence[str], progress: Progress, jobs: int) -> tuple[Kernel, ...]:
+def _write_kernels(
+    partial: Path, lowered: Lowered, archs: Sequence[str], progress: Progress, jobs: int
+) -> tuple[tuple[Kernel, ...], Sampling | None]:
     (partial / "kernels").mkdir()
-    for kernel in lowered.kernels:
-        (partial / kernel.file).write_text(lowered.sources[kernel.name], encoding="utf-8", newline="\n")
+    sampling, sources = _emit_sampling(lowered)
+    kernels, sources = (*lowered.kernels, *(sampling.kernels if sampling else ())), {**lowered.sources, **sources}
+    for kernel in kernels:
+        (partial / kernel.file).write_text(sources[kernel.name], encoding="utf-8", newline="\n")
     compiled = compile_all(
-        lowered.kernels, lowered.sources, archs, jobs, lambda done, total, what: progress("kernels", done, total, what), modules=lowered.modules
+        kernels, sources, archs, jobs, lambda done, total, what: progress("kernels", done, total, what), modules=lowered.modules
     )
     for result in compiled.values():
         (partial / result.binary.file).write_bytes(result.cubin)
-    return tuple(
-        dataclasses.replace(kernel, binaries={arch: compiled[kernel.name, arch].binary for arch in sorted(archs)}) for kernel in lowered.kernels
+    finished = tuple(
+        dataclasses.replace(kernel, binaries={arch: compiled[kernel.name, arch].binary for arch in sorted(archs)}) for kernel in kernels
     )
+    own, of_sampling = finished[: len(lowered.kernels)], finished[len(lowered.kernels) :]
+    return own, dataclasses.replace(sampling, kernels=of_sampling) if sampling else None
+
+
+def _emit_sampling(lowered: Lowered) -> tuple[Sampling | None, dict[str, str]]:
+    """Kernels for rows of the model's logits, and their sources by name; the cpu target samples with torch."""
+    widths = {buffer.shape[1] for program in lowered.programs for buffer in program.buffers if buffer.name == program.logits}
+    if lowered.target == "cpu" or not widths:
+        return None, {}
+    (width,) = widths
+    emitted = emit_sampling(int(width), dependent_launch=bool(dict(tile_config(lowered.target))["dependent_launch"]))
+    return emitted.sampling, emitted.sources
 
 
 def _write_files(partial: Path, files: Mapping[str, bytes | Path]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tilewright.ir.errors import EngineError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
 
 # Tensors that the runtime fills for each step; kernels name them in `Arg(kind="step")`. B sequences, T tokens, S rows asked for.
@@ -28,6 +28,10 @@ STEP_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "context_len": ("i32", ("B",)),  # tokens in the cache after this step's writes; 0: padding sequence, attends to nothing
     "block_table": ("i32", ("B", "P")),  # page of each block of page_size tokens; P = Limits.max_pages_per_sequence
 }
+
+
+# Columns of the params f32[S, 8] that sampling kernels read.
+SAMPLE_PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,39 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleProgram:
+    """Launches that sample a token for each of S rows. Each kind does what the ones before it do, and more.
+
+    greedy: without parameters. draw: by temperature, after penalties. filter: with top_k, top_p and min_p too.
+    """
+
+    kind: Literal["greedy", "draw", "filter"]
+    launches: tuple[Launch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Scratch of sampling, which needs no initial value; shape holds S or ints."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Kernels that sample on the device. Args are of kind buffer: spaces, and what the runtime holds for them:
+
+    logits f32[S, vocab], slots i64[S], params f32[S, SAMPLE_PARAMS], uniform f64[S] in [0, 1); written: tokens i32[S], last_token
+    i32[slots], history i16[slots, vocab] of rows with penalties (bit 15: in the prompt; below: times sampled).
+    """
+
+    kernels: tuple[Kernel, ...]
+    programs: tuple[SampleProgram, ...]  # one of each kind
+    spaces: tuple[Space, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Weight:
     name: str
     dtype: str
@@ -186,6 +223,12 @@ class Manifest:
     kernels: tuple[Kernel, ...]
     weights: tuple[Weight, ...]
     files: dict[str, str] = field(default_factory=dict)  # sha256 of every file beside the manifest, by relative path
+    sampling: Sampling | None = None  # None: the runtime samples with torch
+
+    @property
+    def all_kernels(self) -> tuple[Kernel, ...]:
+        """Those of programs, and those that sample."""
+        return self.kernels + (self.sampling.kernels if self.sampling else ())
 
     def write(self, directory: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
@@ -229,6 +272,9 @@ def decode(kind: Any, data: Any, where: str) -> Any:
         _require(data in args, where, data, " or ".join(map(repr, args)))
         return data
     if origin in (typing.Union, types.UnionType):
+        described = [arg for arg in args if dataclasses.is_dataclass(arg)]
+        if described and data is not None:
+            return decode(described[0], data, where)
         _require(any(_is_plain(arg, data) for arg in args), where, data, str(kind))
         return data
     _require(_is_plain(kind, data), where, data, getattr(kind, "__name__", str(kind)))

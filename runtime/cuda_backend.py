@@ -39,7 +39,7 @@ def choose_architecture(manifest: Manifest, directory: Path, capability: tuple[i
     """The newest architecture that every kernel has a binary for and that runs here: same major number, minor at most ours."""
     major, minor = capability
     here = f"sm_{major}{minor}"
-    common = set.intersection(*(set(kernel.binaries) for kernel in manifest.kernels)) if manifest.kernels else {here}
+    common = set.intersection(*(set(kernel.binaries) for kernel in manifest.all_kernels)) if manifest.all_kernels else {here}
     for candidate in range(minor, -1, -1):
         if f"sm_{major}{candidate}" in common:
             return f"sm_{major}{candidate}"

@@ -46,7 +46,7 @@ class Engine:
         hashed = [name for name in manifest.files if verify and name not in skipped]
         with track("checking files", len(hashed), shown=use_progress) as advance:
             check_contents(manifest, directory, hashed, advance)
-        kernels = {kernel.name: backend.load(kernel, directory) for kernel in manifest.kernels}
+        kernels = {kernel.name: backend.load(kernel, directory) for kernel in manifest.all_kernels}
         with track("loading weights", len(manifest.weights), shown=use_progress) as advance:
             if streams:
                 weights = WeightStream(directory, backend.device, manifest.files if verify else None).load(manifest.weights, advance)
@@ -58,8 +58,8 @@ class Engine:
 
 def check_names(manifest: Manifest, directory: Path) -> None:
     """Every file that the manifest names is there, inside the directory, and has a hash; code and weights come from no other."""
-    binaries = [binary.file for kernel in manifest.kernels for binary in kernel.binaries.values()]
-    for name in [*(kernel.file for kernel in manifest.kernels), *binaries, *(weight.file for weight in manifest.weights)]:
+    binaries = [binary.file for kernel in manifest.all_kernels for binary in kernel.binaries.values()]
+    for name in [*(kernel.file for kernel in manifest.all_kernels), *binaries, *(weight.file for weight in manifest.weights)]:
         if name not in manifest.files:
             raise EngineError(f"engine {directory}", f"manifest.json has no hash for {name!r}", "copy the directory again, or rebuild the engine")
     for name in manifest.files:

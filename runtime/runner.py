@@ -14,6 +14,7 @@ from tilewright.ir.errors import EngineError
 from tilewright.runtime import kv_cache
 from tilewright.runtime.engine import Engine
 from tilewright.runtime.program_binder import BoundProgram, ProgramBinder
+from tilewright.runtime.sample_kernels import SampleKernels
 from tilewright.runtime.sampler import Sampled, SamplePlan, Sampler
 from tilewright.runtime.scheduler import Step
 from tilewright.runtime.step import SAMPLE_FIELDS, SlotTables, StepDims, StepLayout, sample_rows
@@ -96,7 +97,9 @@ class Runner:
         self.num_pages = kv_cache.choose_num_pages(manifest, self.device, max_cache_tokens, reserved)
         kv = kv_cache.allocate(manifest.cache, self.limits, self.num_pages, self.device)
         self._binder = ProgramBinder(engine, kv)
-        self.sampler = Sampler(manifest.model.vocab_size, self.limits.max_batch_size, self.device)
+        most = self.limits.max_batch_size
+        kernels = SampleKernels(manifest.sampling, engine.kernels, self.device, most) if manifest.sampling else None
+        self.sampler = Sampler(manifest.model.vocab_size, most, self.device, kernels)
         self._tables = SlotTables(self.limits)
         self._buckets = decode_buckets(self.limits.max_batch_size)
         self._allocate_stagings()

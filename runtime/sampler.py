@@ -1,22 +1,27 @@
 """Samples one token per row of logits on their device, each row by its own request's parameters. Knows neither steps nor pages.
 
-Only torch ops of fixed shape, so that it can be captured in a CUDA graph. Order and meaning of the parameters are vLLM's.
+By the engine's kernels where it has some, else by torch ops of fixed shape, so that it can be captured in a CUDA graph. Order and meaning of
+the parameters are vLLM's.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from tilewright.ir.manifest import SAMPLE_PARAMS as PARAMS  # columns of `SampleRows.params`
+from tilewright.runtime.sample_kernels import SampleKernels
 from tilewright.runtime.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_IDS, SamplingParams
 
-# Columns of `SampleRows.params`.
-PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens")
 NO_FILTER = 2.0  # a top_p that no sum of probabilities reaches
 MOST_TOP_K = 1024  # up to here top_k is found without putting all logits in order
 MOST_PARTS = 256  # of a row
+MOST_COUNT = 0x7FFF  # of a token's occurrences in an output
+IN_PROMPT = -0x8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class SamplePlan:
     penalties: bool = False  # some row has a penalty
     biases: bool = False  # some row has logit_bias or min_tokens
     logprobs: bool = False  # some row reports them
+    min_p: bool = False  # some row that draws has it
 
     @staticmethod
     def of(params: SamplingParams) -> SamplePlan:
@@ -39,7 +45,15 @@ class SamplePlan:
             penalties=params.has_penalties,
             biases=bool(params.logit_bias) or params.min_tokens > 0,
             logprobs=params.logprobs is not None,
+            min_p=params.min_p > 0 and not params.is_greedy,
         )
+
+    @property
+    def kind(self) -> Literal["greedy", "draw", "filter"]:
+        """The sample program that serves it."""
+        if self.filters or self.min_p:
+            return "filter"
+        return "draw" if self.draws or self.penalties else "greedy"
 
     @property
     def bits(self) -> int:
@@ -91,8 +105,8 @@ def param_row(params: SamplingParams) -> list[float]:
 class Sampler:
     """Holds what must stay on the device between steps, by slot; slot num_slots is for rows whose result nobody reads."""
 
-    def __init__(self, vocab_size: int, num_slots: int, device: torch.device) -> None:
-        self.vocab_size, self.num_slots, self.device = vocab_size, num_slots, device
+    def __init__(self, vocab_size: int, num_slots: int, device: torch.device, kernels: SampleKernels | None = None) -> None:
+        self.vocab_size, self.num_slots, self.device, self._kernels = vocab_size, num_slots, device, kernels
         self.last_token = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
         self._history: _History | None = None  # allocated for the first request with penalties
         self._biases: _Biases | None = None  # allocated for the first request with biases
@@ -118,6 +132,16 @@ class Sampler:
         raw = logits
         if plan.biases and self._biases is not None:
             logits = self._biases.apply(logits, rows)
+        short = self._sample_by_kernels(logits, rows, plan) if self._kernels else self._sample_by_torch(logits, rows, plan)
+        return report(raw, short.long(), short) if plan.logprobs else Sampled(short)
+
+    def _sample_by_kernels(self, logits: torch.Tensor, rows: SampleRows, plan: SamplePlan) -> torch.Tensor:
+        assert self._kernels is not None
+        history = self._history.table if plan.penalties and self._history is not None else None
+        tensors = {"logits": logits, "slots": rows.slots, "params": rows.params, "uniform": rows.uniform, "last_token": self.last_token}
+        return self._kernels.sample(plan.kind, tensors, history)
+
+    def _sample_by_torch(self, logits: torch.Tensor, rows: SampleRows, plan: SamplePlan) -> torch.Tensor:
         if plan.penalties and self._history is not None:
             logits = self._history.penalize(logits, rows)
         tokens = choose_greedy(logits)
@@ -128,7 +152,7 @@ class Sampler:
         self.last_token[rows.slots] = short
         if plan.penalties and self._history is not None:
             self._history.count(rows.slots, tokens)
-        return report(raw, tokens, short) if plan.logprobs else Sampled(short)
+        return short
 
 
 def split_rows(x: torch.Tensor) -> torch.Tensor:
@@ -202,31 +226,32 @@ def report(logits: torch.Tensor, tokens: torch.Tensor, short: torch.Tensor) -> S
 
 
 class _History:
-    """Which tokens each slot's request has seen and made, for the penalties."""
+    """Which tokens each slot's request has seen and made, for the penalties.
+
+    table: i16[slots, vocab], negative for a token of the prompt; the other bits count how often it was sampled, up to MOST_COUNT.
+    """
 
     def __init__(self, vocab_size: int, num_slots: int, device: torch.device) -> None:
-        self._in_prompt = torch.zeros(num_slots + 1, vocab_size, dtype=torch.bool, device=device)
-        self._counts = torch.zeros(num_slots + 1, vocab_size, dtype=torch.int32, device=device)
+        self.table = torch.zeros(num_slots + 1, vocab_size, dtype=torch.int16, device=device)
 
     def assign(self, slot: int, prompt: list[int], output: list[int]) -> None:
-        self._in_prompt[slot] = False
-        self._in_prompt[slot].index_fill_(0, _send(sorted(set(prompt)), self._counts.device), True)
-        self._counts[slot] = 0
-        if output:
-            tokens = _send(output, self._counts.device)
-            self._counts[slot].scatter_add_(0, tokens, torch.ones_like(tokens, dtype=torch.int32))
+        counts, in_prompt = Counter(output), set(prompt)
+        tokens = sorted(in_prompt | counts.keys())
+        values = [min(counts[token], MOST_COUNT) + (IN_PROMPT if token in in_prompt else 0) for token in tokens]
+        self.table[slot] = 0
+        self.table[slot].scatter_(0, _send(tokens, self.table.device), _send(values, self.table.device, torch.int16))
 
     def penalize(self, logits: torch.Tensor, rows: SampleRows) -> torch.Tensor:
         repetition, presence, frequency = rows.params[:, 4:5], rows.params[:, 5:6], rows.params[:, 6:7]
-        counts = self._counts.index_select(0, rows.slots)
-        made = counts > 0
-        seen = self._in_prompt.index_select(0, rows.slots) | made
-        logits = torch.where(seen, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
-        return logits - frequency * counts - presence * made
+        seen = self.table.index_select(0, rows.slots)
+        counts = seen & MOST_COUNT
+        logits = torch.where(seen != 0, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
+        return logits - frequency * counts - presence * (counts > 0)
 
     def count(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
-        places = slots * self._counts.shape[1] + tokens
-        self._counts.view(-1).scatter_add_(0, places, torch.ones_like(places, dtype=torch.int32))
+        flat, places = self.table.view(-1), slots * self.table.shape[1] + tokens
+        seen = flat.gather(0, places)
+        flat.scatter_(0, places, seen + (seen & MOST_COUNT < MOST_COUNT))
 
 
 class _Biases:

@@ -14,6 +14,7 @@ import torch
 from tilewright.ir.manifest import STEP_FIELDS, Limits
 from tilewright.runtime.random_stream import draw_uniforms, make_keys
 from tilewright.runtime.sampler import PARAMS, SamplePlan, SampleRows, param_row
+from tilewright.runtime.sampling_params import SamplingParams
 from tilewright.runtime.scheduler import Step
 from tilewright.runtime.sequence import Sequence
 
@@ -95,6 +96,7 @@ class SlotTables:
         self.plan_bits = np.zeros(num_slots + 1, np.uint8)
         self.pages = np.zeros((num_slots + 1, limits.max_pages_per_sequence), np.int32)
         self.padding = num_slots
+        self.params[self.padding] = param_row(SamplingParams(temperature=0))
         self._num_pages = [0] * (num_slots + 1)
         self._counts = np.arange(max(limits.max_tokens, num_slots) + 1, dtype=np.int32)
         self._last_sequences: list[Sequence] = []

@@ -95,6 +95,11 @@ def _scan(input: Any, axis: Any, combine_fn: Callable[..., Any], reverse: Any = 
     if isinstance(input, Tile):
         return _scan((input,), axis, combine_fn, reverse)[0]
     axis, step = core._unwrap_if_constexpr(axis), -1 if core._unwrap_if_constexpr(reverse) else 1
+    first = input[0]
+    if len(input) == 1 and combine_fn is LANGUAGE.standard._sum_combine and first.handle.element.round is None:
+        data = np.flip(first.handle.data, axis) if step < 0 else first.handle.data
+        sums = np.add.accumulate(data, axis=axis, dtype=data.dtype)
+        return (make_tile(np.flip(sums, axis) if step < 0 else sums, first.dtype),)
     columns = [np.moveaxis(tile.handle.data, axis, 0)[::step] for tile in input]
     dtypes = [tile.dtype for tile in input]
     rows: list[list[Tile]] = []

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import tilewright as tw
 from tilewright.cli import app
+from tilewright.ir.manifest import SCHEMA
 
 _FOLDER = TemporaryDirectory(prefix="tilewright-tests-")
 LIMITS = {"max_batch_size": 2, "max_input_len": 16, "max_output_len": 8}
@@ -262,7 +263,7 @@ def test_a_temperature_that_overflows():
 def test_an_engine_of_another_schema(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
-    assert "has schema 99, this version reads schema 1; rebuild it with: tilewright build" in refusal(lambda: tw.LLM(copy))
+    assert f"has schema 99, this version reads schema {SCHEMA}; rebuild it with: tilewright build" in refusal(lambda: tw.LLM(copy))
 
 
 def test_an_engine_whose_weights_are_cut_short(copy):

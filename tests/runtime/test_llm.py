@@ -9,7 +9,7 @@ import pytest
 import toy_engine
 
 from tilewright.ir.errors import EngineError, RequestError
-from tilewright.ir.manifest import Limits
+from tilewright.ir.manifest import SCHEMA, Limits
 from tilewright.runtime.llm import LLM
 from tilewright.runtime.runner import Runner
 from tilewright.runtime.sampling_params import SamplingParams
@@ -252,7 +252,7 @@ def test_damaged_and_foreign_engines_are_refused(tmp_path):
     with pytest.raises(EngineError, match="made for cpu, asked to run on cuda"):
         LLM(tmp_path / "e", device="cuda")
     toy_engine.edit_manifest(tmp_path / "e", schema=99)
-    with pytest.raises(EngineError, match="schema 99, this version reads schema 1"):
+    with pytest.raises(EngineError, match=f"schema 99, this version reads schema {SCHEMA}"):
         LLM(tmp_path / "e")
 
 

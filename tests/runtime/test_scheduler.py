@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from tilewright.ir.errors import RequestError
-from tilewright.ir.manifest import KVCache, Limits, Manifest, ModelInfo
+from tilewright.ir.manifest import SCHEMA, KVCache, Limits, Manifest, ModelInfo
 from tilewright.runtime.engine_core import EngineCore
 from tilewright.runtime.pages import PagePool
 from tilewright.runtime.runner import SampledOnHost
@@ -20,7 +20,7 @@ VOCAB, EOS = 50, 7
 
 def make_manifest(limits):
     model = ModelInfo("fake", "Fake", VOCAB, "f32", "none", 0, 10_000, None, (EOS,))
-    return Manifest(1, "test", "cpu", model, limits, KVCache("f32", ()), (), (), ())
+    return Manifest(SCHEMA, "test", "cpu", model, limits, KVCache("f32", ()), (), (), ())
 
 
 def next_token(tokens):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tilewright.ir.manifest import (
+    SCHEMA,
     Arg,
     Buffer,
     Extent,
@@ -113,7 +114,7 @@ def make_manifest(limits: Limits, weights: dict[str, torch.Tensor], files: dict[
     stored = tuple(Weight(name, "f32", tuple(w.shape), "weights.safetensors") for name, w in weights.items())
     programs = tuple(_make_program(kind, limits) for kind in ("decode", "ragged"))
     cache = KVCache("f32", (KVLayer(HEADS, DIM, DIM),))
-    return Manifest(1, "test", "cpu", model, limits, cache, programs, _KERNELS, stored, files)
+    return Manifest(SCHEMA, "test", "cpu", model, limits, cache, programs, _KERNELS, stored, files)
 
 
 def edit_manifest(directory: Path, **changes: object) -> None:
