@@ -80,17 +80,22 @@ def choose_matvec(k: int, weight_bytes: int) -> LinearTile:
 
 # -- matrix product -------------------------------------------------------------------------------------------------------------
 # Up to 128 tokens the weight is streamed. Tokens up to -> (block_m, block_n, block_k, warps, stages). Each program reads all of x, from the L2
-# cache: block_n is no smaller than block_m. Of the stages, two are in flight where the tensor core reads shared memory by itself (sm_90).
+# cache: block_n is no smaller than block_m. Between stages - 2 and stages - 1 of the stages are on their way; a core needs 48 KB of weights there.
 _Sizes = tuple[int, int, int, int, int]
 _STREAM_LEFT: dict[int, _Sizes] = {  # 16-bit weights as the left operand of wgmma: tokens are padded to block_m alone
     16: (16, 64, 128, 4, 5),
     32: (32, 64, 128, 4, 4),
-    64: (64, 64, 128, 4, 3),
+    64: (64, 64, 64, 4, 6),
     128: (128, 128, 64, 8, 3),
 }
-_STREAM_RIGHT: dict[int, _Sizes] = {  # int8, and machines without wgmma. From 64 tokens on wgmma, its int8 converted into shared memory; else mma
+_STREAM_INT8: dict[int, _Sizes] = {  # as the right operand: of mma, in registers; from 64 tokens on of wgmma, converted into shared memory
+    16: (16, 64, 256, 4, 4),
+    64: (64, 128, 64, 8, 5),
+    128: (128, 128, 64, 8, 4),
+}
+_STREAM_RIGHT: dict[int, _Sizes] = {  # 16-bit weights without wgmma
     16: (16, 64, 128, 4, 5),
-    64: (64, 64, 128, 4, 4),
+    64: (64, 64, 64, 4, 5),
     128: (128, 64, 64, 4, 4),
 }
 _LARGE: _Sizes = (128, 128, 64, 8, 4)
@@ -117,7 +122,7 @@ def keep_order(tile: LinearTile) -> LinearTile:
 
 def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
     left = weight_bytes == 2 and arch >= 90
-    table = _STREAM_LEFT if left else _STREAM_RIGHT
+    table = _STREAM_LEFT if left else _STREAM_INT8 if weight_bytes == 1 else _STREAM_RIGHT
     block_m, block_n, block_k, warps, stages = table[next(most for most in table if tokens <= most)]
     half = machine(arch).shared_bytes // 2  # two blocks share a core
     while stages > 2 and stages * block_k * (block_m * 2 + block_n * weight_bytes) > half:
