@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 import torch.nn.functional as F
-from kernel_rows import Row
+from kernel_rows import HEAD_DIM, HEADS, KV_HEADS, Row
 
 import tilewright.ir.ops  # noqa: F401  # declares the ops
 from tilewright.codegen.aot import Compiled, compile_each
@@ -16,6 +17,7 @@ from tilewright.codegen.emission import Emission
 from tilewright.codegen.linear_template import Product, tile_of
 from tilewright.codegen.plan import KernelPlan, Parameter, make_plan
 from tilewright.codegen.source import emit
+from tilewright.ir.graph import Graph, Op
 from tilewright.ir.manifest import Kernel, Limits
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.reference import TORCH_DTYPES
@@ -26,7 +28,7 @@ from tilewright.runtime.cuda_driver import Module, PreparedLaunch
 PAGE = 64
 COLD_BYTES = 300 << 20  # sets of operands that are used in turn hold at least this much: more than the L2 cache
 MAX_TOKENS, MAX_BATCH_SIZE = 8192, 256
-SKIPPED = ("embedding", "write_kv")
+LONGEST = 8192  # tokens of a sequence that kernels are made for, whatever the context that they are timed at
 Config = dict[str, int]  # fields of LinearTile or AttendTile
 
 
@@ -38,6 +40,7 @@ class Built:
     config: Config
     plan: KernelPlan
     emission: Emission
+    named: dict[str, str]  # the graph's names of activations -> parameters
     compiled: list[Compiled] = field(default_factory=list)  # empty where one of them does not compile
 
     @property
@@ -53,15 +56,17 @@ class Built:
 
 def build(row: Row, config: Config, arch: str) -> Built:
     graph = parse_graph(row.text)
-    ops = tuple(op for op in graph.ops if not op.is_const and op.name not in SKIPPED and not (op.name == "slice" and _feeds_pages(op)))
+    apart = () if row.kind == "decode" else _feeding_pages(graph)
+    ops = tuple(op for op in graph.ops if not op.is_const and op.name != "embedding" and op not in apart)
     made = {v for op in ops for v in op.results}
     reads = tuple(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
     anchor = next(op for op in ops if op.name == row.anchor)
     region = Region(row.name.split()[0], row.anchor, ops, anchor, reads, tuple(graph.outputs), "")  # type: ignore[arg-type]
-    limits = Limits(max(MAX_BATCH_SIZE, row.sequences), max(row.context, 128), 64, MAX_TOKENS, PAGE)
+    limits = Limits(max(MAX_BATCH_SIZE, row.sequences), max(row.context, LONGEST), 64, MAX_TOKENS, PAGE)
     whole = {"arch": int(arch.removeprefix("sm_")), **config}
-    plan, _ = make_plan(region, _regime(row, arch), limits, arch, tuple(sorted(whole.items())))
-    return Built(row, config, plan, emit(plan))
+    plan, binding = make_plan(region, _regime(row, arch), limits, arch, tuple(sorted(whole.items())))
+    named = {arg.name: p.name for p, arg in zip(plan.parameters, binding) if arg.kind == "buffer"}
+    return Built(row, config, plan, emit(plan), named)
 
 
 def _regime(row: Row, arch: str) -> Regime:
@@ -72,8 +77,13 @@ def _regime(row: Row, arch: str) -> Regime:
     return next(r for r in sorted(regimes, key=lambda r: r.max_tokens) if r.max_tokens >= row.tokens)
 
 
-def _feeds_pages(op: object) -> bool:
-    return any(user.name == "write_kv" for user in op.result.users)  # type: ignore[attr-defined]
+def _feeding_pages(graph: Graph) -> set[Op]:
+    """What writes pages, and what nothing else reads: a kernel of its own where a sequence has many tokens."""
+    found: set[Op] = set()
+    for op in reversed(graph.ops):
+        if op.name == "write_kv" or (op.result.users and all(user in found for user in op.result.users)):
+            found.add(op)
+    return found
 
 
 def compile_built(builts: Sequence[Built], arch: str, jobs: int = 0) -> list[str]:
@@ -106,14 +116,18 @@ class Operands:
     """As many sets of a row's arguments as keep its large operands out of the cache; they serve every config."""
 
     def __init__(self, built: Built, copies: int = 0) -> None:
-        self.row, self.plan = built.row, built.plan
+        self.row, self.plan, self.named = built.row, built.plan, built.named
         self.dims = {"T": self.row.tokens, "S": self.row.tokens, "B": self.row.sequences}
         cold = max(1, min(40, -(-COLD_BYTES // max(1, self.row.bytes)))) if self.row.kind == "decode" else 1
         self.sets = [self._arguments(seed) for seed in range(copies or cold)]
 
     def _arguments(self, seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
-        return {p.name: self._tensor(p) for p in self.plan.parameters}
+        arguments = {p.name: self._tensor(p) for p in self.plan.parameters}
+        if "slots" in arguments:
+            newest = self.row.context - 1
+            arguments["slots"] = arguments["block_table"][:, newest // PAGE] * PAGE + newest % PAGE
+        return arguments
 
     def _tensor(self, p: Parameter) -> torch.Tensor:
         row = self.row
@@ -128,6 +142,8 @@ class Operands:
             return table
         shape = [row.sequences * pages if d == "pages" else self.dims[d] if isinstance(d, str) else d for d in p.type.shape]
         dtype = TORCH_DTYPES[p.type.dtype]
+        if p.name == "slots":  # known once the block table is
+            return torch.empty(shape, dtype=dtype, device="cuda")
         if dtype == torch.int8:
             return torch.randint(-127, 128, shape, dtype=dtype, device="cuda")
         if p.role == "scale":
@@ -147,6 +163,7 @@ class Loaded:
             make = torch.zeros if space.zeroed else torch.empty
             self.spaces[space.name] = make(shape, dtype=TORCH_DTYPES[space.dtype], device="cuda")
         self.modules = [Module(c.cubin, c.binary.symbol, c.binary.shared_bytes) for c in built.compiled]
+        self.scratches: list[torch.Tensor] = []
         self.launches = [self._prepare(arguments) for arguments in operands.sets]
 
     def _prepare(self, arguments: dict[str, torch.Tensor]) -> list[PreparedLaunch]:
@@ -157,7 +174,10 @@ class Loaded:
             values = [self.operands.dims[name] if t is None else t.data_ptr() for name, t in zip(text.parameters, tensors)]
             types = ["i32" if t is None else "*" for t in tensors]
             grid = tuple(extent(self.operands.dims) for extent in text.grid)
-            prepared.append(module.prepare(grid, compiled.binary.num_warps, values, types, text.dependent_launch))  # type: ignore[arg-type]
+            scratch = torch.empty(compiled.binary.global_scratch_bytes * prod(grid), dtype=torch.uint8, device="cuda")
+            self.scratches.append(scratch)
+            options = {"dependent_launch": text.dependent_launch, "global_scratch": scratch.data_ptr()}
+            prepared.append(module.prepare(grid, compiled.binary.num_warps, values, types, **options))  # type: ignore[arg-type]
         return prepared
 
     def run(self, index: int) -> None:
@@ -196,7 +216,7 @@ def dense(operands: Operands, arguments: dict[str, torch.Tensor]) -> dict[str, t
         ours["weight"] = ours["weight"].to(torch.bfloat16)
     if "block_table" in ours:
         row = operands.row
-        ours["buffer"] = next(ours[p.name] for p in operands.plan.parameters if p.role == "buffer")
+        ours["qkv"] = ours[operands.named["qkv"]]
         used = ours["block_table"][:, : -(-row.context // PAGE)].long()
         for name in ("k", "v"):
             pages = ours[f"{name}_cache"][used].transpose(2, 3).flatten(1, 2)
@@ -205,12 +225,29 @@ def dense(operands: Operands, arguments: dict[str, torch.Tensor]) -> dict[str, t
 
 
 def expect(operands: Operands) -> torch.Tensor:
-    """The first set's output by the same mathematics in f32; of attention, by the peer."""
-    arguments, row = operands.sets[0], operands.row
-    if "block_table" not in arguments:
-        return _expect_linear(operands.plan, arguments)
-    out = row.peer(dense(operands, arguments))
-    return (out.flatten(1) if row.kind == "decode" else out[0].transpose(0, 1).flatten(1)).float()
+    """The first set's output by the same mathematics in f32."""
+    arguments = operands.sets[0]
+    return _expect_attend(operands, arguments) if "block_table" in arguments else _expect_linear(operands.plan, arguments)
+
+
+def _expect_attend(operands: Operands, a: dict[str, torch.Tensor]) -> torch.Tensor:
+    """From the pages as they are, but for the newest key and value, which are made anew."""
+    row, group = operands.row, HEADS // KV_HEADS
+    q, k, v = a[operands.named["qkv"]].float().unflatten(-1, (-1, HEAD_DIM)).split((HEADS, KV_HEADS, KV_HEADS), 1)
+    used = a["block_table"][:, : -(-row.context // PAGE)].long()
+    if row.kind == "decode":
+        cos, sin = (a[operands.named[name]].float()[:, None] for name in ("cos", "sin"))
+        q, k = (x * cos + torch.cat([-x[..., HEAD_DIM // 2 :], x[..., : HEAD_DIM // 2]], -1) * sin for x in (q, k))
+    out = torch.empty(row.tokens, HEADS, HEAD_DIM, device="cuda")
+    for sequence in range(row.sequences):
+        rows = slice(sequence, sequence + 1) if row.kind == "decode" else slice(None)
+        keys, values = (a[f"{name}_cache"][used[sequence]].transpose(0, 1).flatten(1, 2)[:, : row.context].float() for name in ("k", "v"))
+        if row.kind == "decode":
+            keys[:, -1], values[:, -1] = k[sequence], v[sequence]
+        for head in range(HEADS):
+            own = keys[None, head // group], values[None, head // group]
+            out[rows, head] = F.scaled_dot_product_attention(q[None, rows, head], *own, is_causal=row.kind == "ragged")[0]
+    return out.flatten(1)
 
 
 def _expect_linear(plan: KernelPlan, a: dict[str, torch.Tensor]) -> torch.Tensor:

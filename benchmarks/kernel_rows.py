@@ -79,7 +79,7 @@ def linear_row(
 
 
 def attend_rows() -> Iterator[Row]:
-    for sequences, context in itertools.product((1, 32), (512, 8192)):
+    for sequences, context in ((1, 128), *itertools.product((1, 32), (512, 8192))):
         size = sequences * context * KV_HEADS * HEAD_DIM * 2 * 2
         yield attend_row(f"decode B={sequences} ctx={context}", "decode", sequences, sequences, context, size)
     for tokens in (2048, 8192):
@@ -87,23 +87,30 @@ def attend_rows() -> Iterator[Row]:
 
 
 def attend_row(name: str, kind: str, tokens: int, sequences: int, context: int, num_bytes: int) -> Row:
+    """decode: as in an engine's step, with the rotary embedding of query and key and the write of the newest key and value."""
     q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    turned = f"rotary({{}}, %cos, %sin) {{{{head_dim={HEAD_DIM}, layout=half}}}}" if kind == "decode" else "reshape({}) {{shape=[T, {}]}}"
     text = f"""graph @g(%ids: i32[T]) dims(T in 1..8192) {{
   param @emb : bf16[2, {QKV}]
+  param @table : bf16[2, {HEAD_DIM}]
+  %cos = embedding(@table, %ids) : bf16[T, {HEAD_DIM}]
+  %sin = embedding(@table, %ids) : bf16[T, {HEAD_DIM}]
   %qkv = embedding(@emb, %ids) : bf16[T, {QKV}]
   %k = slice(%qkv) {{axis=1, start={q}, stop={q + kv}}} : bf16[T, {kv}]
   %v = slice(%qkv) {{axis=1, start={q + kv}, stop={QKV}}} : bf16[T, {kv}]
-  %kv = write_kv(%k, %v) {{kv_heads={KV_HEADS}, layer=0}} : kv[{KV_HEADS}, {HEAD_DIM}, {HEAD_DIM}]
+  %k_turned = {turned.format("%k", kv)} : bf16[T, {kv}]
+  %kv = write_kv(%k_turned, %v) {{kv_heads={KV_HEADS}, layer=0}} : kv[{KV_HEADS}, {HEAD_DIM}, {HEAD_DIM}]
   %q = slice(%qkv) {{axis=1, start=0, stop={q}}} : bf16[T, {q}]
-  %o = attend(%q, %kv) {{heads={HEADS}, scale={HEAD_DIM**-0.5}, layer=0}} : bf16[T, {q}]
+  %q_turned = {turned.format("%q", q)} : bf16[T, {q}]
+  %o = attend(%q_turned, %kv) {{heads={HEADS}, scale={HEAD_DIM**-0.5}, layer=0}} : bf16[T, {q}]
   return %o
 }}
 """
     pairs = sequences * context if kind == "decode" else context * (context + 1) // 2
 
     def peer(a: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Keys and values gathered beforehand: torch has no pages."""
-        wide = a["buffer"][:, :q].unflatten(-1, (HEADS, HEAD_DIM))
+        """Attention alone, over keys and values gathered beforehand: torch has no pages."""
+        wide = a["qkv"][:, :q].unflatten(-1, (HEADS, HEAD_DIM))
         queries = wide[:, :, None] if kind == "decode" else wide.transpose(0, 1)[None]
         return F.scaled_dot_product_attention(queries, a["dense_k"], a["dense_v"], is_causal=kind == "ragged", enable_gqa=True)
 

@@ -213,8 +213,9 @@ def large_candidates() -> Iterator[Config]:
 
 def attend_candidates(row: Row) -> Iterator[Config]:
     if row.kind == "decode":
-        for n, warps, stages, splits in itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4), (1, 2, 4, 8, 16, 32, 64)):
-            if 64 <= row.sequences * KV_HEADS * splits <= 4096 and splits * n <= row.context:
+        for n, warps, stages, splits in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (2, 3, 4, 5), (1, 2, 4, 8, 16, 32, 64)):
+            fits = 16 <= n // warps <= 64 and n * stages <= 384
+            if fits and 8 <= row.sequences * KV_HEADS * splits <= 4096 and (splits == 1 or 2 * splits * n <= row.context):
                 yield {"block_n": n, "num_warps": warps, "num_stages": stages, "num_splits": splits}
         return
     for m, n, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)):

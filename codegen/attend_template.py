@@ -1,6 +1,7 @@
 """Attention over paged keys and values, as Triton text. Rows of a tile are the query heads that share a key-value head, times tokens.
 
-decode: one token a sequence, its keys split among programs. ragged: tiles of tokens, found by binary search over query_start. Knows no layer.
+decode: one token a sequence, its keys split among programs, the last of which puts the parts together; where the region writes the pages,
+the newest key and value come from registers. ragged: tiles of tokens, found by binary search over query_start. Knows no layer.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import math
 import re
 from collections.abc import Sequence
 
-from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys
+from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, first_page, scale_scores
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
-from tilewright.codegen.evaluator import Evaluator, LoopedRow, mask_text
+from tilewright.codegen.evaluator import Element, Evaluator, LoopedRow, WholeRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
-from tilewright.codegen.index import ZERO, At, Index
+from tilewright.codegen.index import ZERO, At, Index, widen
 from tilewright.codegen.linear_template import VIEWS, StoredEvaluator
 from tilewright.codegen.plan import KernelPlan
 from tilewright.codegen.source import template
@@ -22,20 +23,26 @@ from tilewright.codegen.writer import Writer
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
 
-_WORKSPACES = ("partial", "level")
+_WORKSPACES = ("partial", "level", "counters")
+_WIDEST_ROW = 4096  # elements of a row that is reduced as one tile
+_COMBINED = 8192  # elements of the parts that are put together at a time
 _ONE = Extent()
 # Names that the template gives; no parameter has one of them.
 LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
-    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "averages", "average",
+    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "averages", "average", "page", "stored", "blocks", "wanted", "used",
+    "newest", "slot", "new_key", "new_value", "scores", "counter", "arrived", "each", "member", "part_head", "combined", "top", "e3", "lane",
+    "from_split", "place", "level_tile", "weight_sum",
 )  # fmt: skip
 
 
 @template("attend", "triton")
 def emit_attend(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
-    """One kernel, or with split keys two. config may set arch (90 by default), fields of AttendTile, and dependent_launch=1."""
+    """One kernel. config may set arch (90 by default), fields of AttendTile, and dependent_launch=1. num_splits alone sets fill_splits too."""
     shape, config = AttendShape.of(plan), dict(plan.config)
+    if "num_splits" in config:
+        config.setdefault("fill_splits", config["num_splits"])
     width, size, arch = max(shape.head_dim, shape.value_dim), ITEM_BYTES[shape.dtype], config.get("arch", 90)
     if plan.kind == "decode":
         programs, longest = plan.max_tokens * shape.kv_heads, shape.max_pages * shape.page_size
@@ -59,72 +66,135 @@ class _Maker:
     def emit_decode(self) -> Emission:
         shape, splits = self.shape, self.tile.num_splits
         w = self._start()
-        for axis, name in enumerate(("sequence", "head", "split")[: 2 + (splits > 1)]):
-            w.line(f"{name} = tl.program_id({axis})")
+        w.line("sequence = tl.program_id(0)")
+        w.line("head = tl.program_id(1)")
         w.line("length = tl.load(context_len + sequence)")
-        w.line("last = tl.maximum(length - 1, 0)")
+        w.line(f"stored = {'tl.maximum(length - 1, 0)' if shape.writes else 'length'}", "keys that are read from pages")
+        w.line("last = tl.maximum(stored - 1, 0)")
+        self._choose_keys(w)
         w.line("row = tl.arange(0, BLOCK_M)[:, None]")
-        w.line("position = tl.zeros([BLOCK_M, 1], tl.int32) + last")
+        w.line("position = tl.zeros([BLOCK_M, 1], tl.int32) + tl.maximum(length - 1, 0)")
         w.line(f"query_head = head * {shape.group} + row")
         present = (w.let("present", f"row < {shape.group}"),) if shape.group != self.tile.block_m else ()
-        self._wait(w)
-        self._load_query(w, Index("sequence"), present)
         self._locate_pages(w)
-        first = f"tl.maximum(length - {shape.window}, 0) // BLOCK_N" if shape.window else "0"
-        if splits == 1:
-            w.line(f"begin = {first} * BLOCK_N")
-            w.line("end = length")
-        else:
-            w.line(f"first = {first}")
-            w.line("share = tl.cdiv(tl.cdiv(length, BLOCK_N) - first, NUM_SPLITS)")
-            w.line("begin = (first + split * share) * BLOCK_N")
-            w.line("end = tl.minimum(begin + share * BLOCK_N, length)")
+        w.line(f"page = {first_page(shape, self.tile, 'begin')}")
+        if shape.writes:
+            w.line("slot = tl.load(slots + sequence).to(tl.int64)")
+        self._wait(w)
+        self._load_query(w, "sequence", present)
+        self._start_sums(w, lanes=True)
+        if shape.writes:
+            self._attend_newest(w)
         self._attend(w, "begin", "end", masked=True)
+        w.line("total = tl.sum(total, 1)")
         w.line("result = acc / tl.where(total > 0.0, total, 1.0)[:, None]")
+        constants = self.constants if splits == 1 else {**self.constants, "NUM_SPLITS": splits}
         grid = (Extent(1, "B"), Extent(shape.kv_heads), Extent(splits))
         if splits == 1:
-            self._write_outputs(w, "result", Index("sequence"), present)
-            return Emission((self._kernel(self.plan.label, w, grid, self.constants),))
-        self._write_partial(w, present)
-        first_kernel = self._kernel(self.plan.label, w, grid, {**self.constants, "NUM_SPLITS": splits})
+            self._write_outputs(w, "result", "sequence", "query_head", present)
+            return Emission((self._kernel(self.plan.label, w, grid, constants, is_decode=True),))
+        w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
+        with w.block("if used == 1:"):
+            self._write_outputs(w, "result", "sequence", "query_head", present)
+        with w.block("else:"):
+            self._write_partial(w, present)
+            self._combine(w)
         spaces = (
             Workspace("partial", "f32", ("B", shape.heads, splits, shape.value_dim)),
             Workspace("level", "f32", ("B", shape.heads, splits)),
+            Workspace("counters", "i32", ("B", shape.kv_heads), zeroed=True),
         )
-        return Emission((first_kernel, self._emit_reduction()), spaces)
+        return Emission((self._kernel(self.plan.label, w, grid, constants, is_decode=True),), spaces)
+
+    def _choose_keys(self, w: Writer) -> None:
+        """begin and end of the program's keys. How many programs share a sequence depends on its length alone, not on the batch."""
+        shape, tile = self.shape, self.tile
+        first = f"tl.maximum(length - {shape.window}, 0) // BLOCK_N" if shape.window else "0"
+        if tile.num_splits == 1:
+            w.line(f"begin = {first} * BLOCK_N")
+            w.line("end = stored")
+            return
+        w.line("split = tl.program_id(2)")
+        w.line(f"first = {first}")
+        w.line("blocks = tl.cdiv(stored, BLOCK_N) - first")
+        fill = f"tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), {tile.fill_splits})"
+        balance = f"tl.minimum(tl.cdiv(blocks, {tile.balance_blocks}), NUM_SPLITS)"
+        w.line(f"wanted = {fill if tile.fill_splits == tile.num_splits else f'tl.maximum({fill}, {balance})'}")
+        w.line("share = tl.maximum(tl.cdiv(blocks, tl.maximum(wanted, 1)), 1)")
+        w.line("used = tl.maximum(tl.cdiv(blocks, share), 1)")
+        with w.block("if split >= used:"):
+            w.line("return")
+        w.line("begin = (first + split * share) * BLOCK_N")
+        w.line("end = tl.minimum(begin + share * BLOCK_N, stored)")
+
+    def _attend_newest(self, w: Writer) -> None:
+        """The last program of a sequence, whose share is the smallest, makes the newest key and value, writes them, and starts from their score."""
+        shape, write = self.shape, self.plan.producer(self.plan.anchor_op.operands[1] or 0)
+        assert write is not None
+        alone = self.tile.num_splits == 1
+        w.line(f"newest = {'length > 0' if alone else '(length > 0) & (split == used - 1)'}")
+        for operand, cache, width, block, lane in ((0, "k", shape.head_dim, self.block_d, "d"), (1, "v", shape.value_dim, self.block_e, "e")):
+            name = "new_key" if cache == "k" else "new_value"
+            w.let(lane, f"tl.arange(0, BLOCK_{lane.upper()})[None, :]")
+            inside = self._inside(w, lane, width, block)
+            at = _of_head("sequence", "head", ("newest",), Index(lane, inside), width, shape.kv_heads)
+            w.line(f"{name} = {self._stored(w, write.operands[operand] or 0, at)}")
+            place = f"(slot // {shape.page_size} * {shape.kv_heads} + head) * {shape.page_size * width} + slot % {shape.page_size} * {width}"
+            mask = " & ".join(("newest", "(slot >= 0)", *inside))
+            w.line(f"tl.store({cache}_cache + {place} + {lane}, {name}, mask={mask})", "" if cache == "v" else "padding has slot -1")
+        w.line("scores = tl.sum(query.to(tl.float32) * new_key.to(tl.float32), 1)")
+        scale_scores(w, shape)
+        w.line('highest = tl.where(newest, scores, float("-inf"))')
+        w.line("total = tl.where(newest & (tl.arange(0, BLOCK_N)[None, :] == 0), 1.0, total)")
+        w.line("acc = tl.where(newest, new_value.to(tl.float32), acc)")
 
     def _write_partial(self, w: Writer, present: tuple[str, ...]) -> None:
-        """Each split's own average, and log2 of its weight; -inf, and nothing else, from a split without keys."""
+        """Each split's own average, and log2 of its weight; -inf, and nothing else, from a split that has seen no key."""
         shape = self.shape
         w.line(f"part = (sequence * {shape.heads} + query_head) * NUM_SPLITS + split")
         w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
-        mask = " & ".join((*present, *self._inside(w, "e", shape.value_dim, self.block_e), "(end > begin)"))
-        w.line(f"tl.store(partial + part * {shape.value_dim} + e, result, mask={mask})")
+        masks = (*present, *self._inside(w, "e", shape.value_dim, self.block_e))
+        w.line(f"tl.store(partial + part * {shape.value_dim} + e, result{', mask=' + ' & '.join(masks) if masks else ''})")
         w.line('found = tl.where(total > 0.0, highest + tl.log2(tl.where(total > 0.0, total, 1.0)), float("-inf"))')
         w.line(f"tl.store(level + part, found[:, None]{', mask=' + present[0] if present else ''})")
 
-    def _emit_reduction(self) -> KernelText:
-        """Combines the splits in a fixed order, so that a result does not depend on which program was first."""
-        shape, splits = self.shape, self.tile.num_splits
-        w = self._start()
-        w.line("sequence = tl.program_id(0)")
-        w.line("query_head = tl.program_id(1)")
-        w.line("split = tl.arange(0, BLOCK_S)[:, None]")
-        w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
-        self._wait(w)
-        w.line(f"part = (sequence * {shape.heads} + query_head) * {splits}")
-        w.line(f'found = tl.load(level + part + split, mask=split < {splits}, other=float("-inf"))')
-        w.line("highest = tl.max(found, 0)[None, :]")
-        w.line('split_weight = tl.where(found > float("-inf"), tl.exp2(found - highest), 0.0)')
-        w.line(f"averages = partial + part * {shape.value_dim}")
-        inside = f" & (e < {shape.value_dim})" if shape.value_dim != self.block_e else ""
-        w.line(f"average = tl.load(averages + split * {shape.value_dim} + e, mask=(split_weight > 0.0){inside}, other=0.0)")
-        w.line("total = tl.sum(split_weight, 0)[None, :]")
-        w.line("result = tl.sum(average * split_weight, 0)[None, :] / tl.where(total > 0.0, total, 1.0)")
-        self._write_outputs(w, "result", Index("sequence"), ())
-        constants = {"BLOCK_S": next_power_of_two(splits), "BLOCK_E": self.block_e}
-        text = self._kernel("reduce_splits", w, (Extent(1, "B"), Extent(shape.heads), _ONE), constants, has_loop=False)
-        return text
+    def _combine(self, w: Writer) -> None:
+        """The program that arrives last puts the parts together, in order of the splits, so that it does not matter which one it is.
+
+        The barrier puts the stores of all threads before the one thread's atomic; `.cg` reads past what this core may have cached.
+        """
+        shape, splits = self.shape, next_power_of_two(self.tile.num_splits)
+        w.line("tl.debug_barrier()")
+        w.line(f"counter = counters + sequence * {shape.kv_heads} + head")
+        w.line('arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")')
+        with w.block("if arrived == used - 1:"):
+            w.line("tl.store(counter, 0)")
+            rows = max(1, min(next_power_of_two(shape.group), _COMBINED // (splits * self.block_e)))
+            if rows >= shape.group:
+                self._combine_rows(w, splits, rows, "")
+            else:
+                with w.block(f"for each in range(0, {shape.group}, {rows}):"):
+                    self._combine_rows(w, splits, rows, "each + ")
+
+    def _combine_rows(self, w: Writer, splits: int, rows: int, start: str) -> None:
+        """combined: f32[rows, BLOCK_E] of a few query heads."""
+        shape, width = self.shape, self.shape.value_dim
+        w.line(f"member = {start}tl.arange(0, {rows})")
+        w.line(f"part_head = (head * {shape.group} + member)[:, None]")
+        inside = (w.let("member_inside", f"member < {shape.group}"),) if shape.group % rows else ()
+        w.line(f"from_split = tl.arange(0, {splits})[:, None]")
+        masks = " & ".join(("(from_split < used)", *(f"{name}[None, :]" for name in inside)))
+        w.line(f"place = (sequence * {shape.heads} + head * {shape.group}) * NUM_SPLITS + member[None, :] * NUM_SPLITS + from_split")
+        w.line(f'level_tile = tl.load(level + place, mask={masks}, other=float("-inf"), cache_modifier=".cg")')
+        w.line("top = tl.max(level_tile, 0)[None, :]")
+        w.line('split_weight = tl.where(level_tile > float("-inf"), tl.exp2(level_tile - top), 0.0)')
+        w.line("e3 = tl.arange(0, BLOCK_E)[None, None, :]")
+        mask = "(split_weight > 0.0)[:, :, None]" + (f" & (e3 < {width})" if width != self.block_e else "")
+        w.line(f'average = tl.load(partial + place[:, :, None] * {width} + e3, mask={mask}, other=0.0, cache_modifier=".cg")')
+        w.line("combined = tl.sum(average * split_weight[:, :, None], 0)")
+        w.line("weight_sum = tl.sum(split_weight, 0)[:, None]")
+        w.line("combined = combined / tl.where(weight_sum > 0.0, weight_sum, 1.0)")
+        self._write_outputs(w, "combined", "sequence", "part_head", tuple(w.let("part_inside", f"{name}[:, None]") for name in inside))
 
     # -- ragged -----------------------------------------------------------------------------------------------------------------
     def emit_ragged(self) -> Emission:
@@ -149,12 +219,13 @@ class _Maker:
         whole = f" & (row < {tokens * shape.group})" if tokens * shape.group != tile.block_m else ""
         present = (w.let("present", f"(token < stop){whole}"),)
         self._wait(w)
-        self._load_query(w, Index("token"), present)
+        self._load_query(w, "token", present)
         self._locate_pages(w)
+        self._start_sums(w, lanes=False)
         w.line(f"end = tl.minimum(first_position + {tokens}, length)")
         self._attend_ragged(w, tokens)
         w.line("result = acc / total[:, None]")
-        self._write_outputs(w, "result", Index("token"), present)
+        self._write_outputs(w, "result", "token", "query_head", present)
         grid = (Extent(1, "T", tokens, "B"), Extent(shape.kv_heads), _ONE)
         return Emission((self._kernel(self.plan.label, w, grid, self.constants),))
 
@@ -172,16 +243,20 @@ class _Maker:
         """Blocks that every row sees whole need no mask; those at the diagonal, and at the window's far edge, do."""
         w.line("diagonal = (first_position + 1) // BLOCK_N * BLOCK_N")
         if not self.shape.window:
-            self._attend(w, "0", "diagonal", masked=False)
-            self._attend(w, "diagonal", "end", masked=True, resume=True)
+            self._attend_from(w, "0", "diagonal", masked=False)
+            self._attend_from(w, "diagonal", "end", masked=True)
             return
         w.line(f"begin = tl.maximum(first_position + 1 - {self.shape.window}, 0) // BLOCK_N * BLOCK_N")
         w.line("diagonal = tl.maximum(diagonal, begin)")
         w.line(f"edge = tl.cdiv(tl.maximum(first_position + {tokens} - {self.shape.window}, 0), BLOCK_N) * BLOCK_N")
         w.line("edge = tl.minimum(tl.maximum(edge, begin), diagonal)")
-        self._attend(w, "begin", "edge", masked=True)
-        self._attend(w, "edge", "diagonal", masked=False, resume=True)
-        self._attend(w, "diagonal", "end", masked=True, resume=True)
+        self._attend_from(w, "begin", "edge", masked=True)
+        self._attend_from(w, "edge", "diagonal", masked=False)
+        self._attend_from(w, "diagonal", "end", masked=True)
+
+    def _attend_from(self, w: Writer, begin: str, end: str, *, masked: bool) -> None:
+        w.line(f"page = {first_page(self.shape, self.tile, begin)}")
+        self._attend(w, begin, end, masked=masked)
 
     # -- both -------------------------------------------------------------------------------------------------------------------
     def _start(self) -> Writer:
@@ -193,21 +268,26 @@ class _Maker:
             w.line("tl.extra.cuda.gdc_launch_dependents()")
             w.line("tl.extra.cuda.gdc_wait()")
 
-    def _load_query(self, w: Writer, row: Index, present: tuple[str, ...]) -> None:
+    def _load_query(self, w: Writer, token: str, present: tuple[str, ...]) -> None:
         """query: [BLOCK_M, BLOCK_D] in the dtype of the pages, and slope: [BLOCK_M] in powers of two."""
         shape, anchor = self.shape, self.plan.anchor_op
         w.let("d", "tl.arange(0, BLOCK_D)[None, :]")
-        masks = (*present, *self._inside(w, "d", shape.head_dim, self.block_d))
-        base = f"query_head * {shape.head_dim}"
-        at = At(row, Index(f"({base} + d)", masks, base, Index("d", masks), shape.head_dim))
-        value = anchor.operands[0] or 0
-        is_plain = all(op.op in VIEWS for op in self.plan.cone(value))
-        evaluator = StoredEvaluator if is_plain else Evaluator
-        tile = evaluator(self.plan, w, LoopedRow("BLOCK_M", self.block_d), self.notes).value(value, at)
-        w.line(f"query = {tile}" + ("" if is_plain or shape.dtype == "f32" else f".to({TRITON_DTYPES[shape.dtype]})"))
+        column = Index("d", self._inside(w, "d", shape.head_dim, self.block_d))
+        at = _of_head(token, "query_head", present, column, shape.head_dim, shape.heads)
+        w.line(f"query = {self._stored(w, anchor.operands[0] or 0, at)}")
         if shape.has_slopes:
-            slopes = Evaluator(self.plan, w, LoopedRow(1, 1), self.notes).value(anchor.operands[2] or 0, At(ZERO, Index("query_head", present)))
+            slopes = self._evaluator(w).value(anchor.operands[2] or 0, At(ZERO, Index("query_head", present)))
             w.line(f"slope = {slopes} * {math.log2(math.e)!r}")
+
+    def _stored(self, w: Writer, value: int, at: At) -> str:
+        """The tile of a value in the dtype of the pages."""
+        if all(op.op in VIEWS for op in self.plan.cone(value)) and self.plan.type_of(value).dtype == self.shape.dtype:
+            return StoredEvaluator(self.plan, w, _RowsOfHeads(w), self.notes).value(value, at)
+        tile = self._evaluator(w).value(value, at)
+        return tile if self.shape.dtype == "f32" else f"{tile}.to({TRITON_DTYPES[self.shape.dtype]})"
+
+    def _evaluator(self, w: Writer) -> Evaluator:
+        return Evaluator(self.plan, w, _RowsOfHeads(w), self.notes)
 
     def _inside(self, w: Writer, name: str, size: int, block: int) -> tuple[str, ...]:
         return () if size == block else (w.let(f"{name}_inside", f"{name} < {size}"),)
@@ -218,35 +298,60 @@ class _Maker:
         w.line(f"values = v_cache + head * {shape.page_size * shape.value_dim}")
         w.line(f"table = block_table + sequence * {shape.max_pages}")
 
-    def _attend(self, w: Writer, begin: str, end: str, *, masked: bool, resume: bool = False) -> None:
-        if not resume:
-            w.line("acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
-            w.line("total = tl.zeros([BLOCK_M], tl.float32)")
-            w.line('highest = tl.full([BLOCK_M], float("-inf"), tl.float32)')
+    def _start_sums(self, w: Writer, *, lanes: bool) -> None:
+        w.line("acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
+        w.line(f"total = tl.zeros([BLOCK_M{', BLOCK_N' if lanes else ''}], tl.float32)")
+        w.line('highest = tl.full([BLOCK_M], float("-inf"), tl.float32)')
+
+    def _attend(self, w: Writer, begin: str, end: str, *, masked: bool) -> None:
         slope = "slope, " if self.shape.has_slopes else ""
-        arguments = f"query, acc, total, highest, keys, values, table, position, {slope}{begin}, {end}, last"
+        arguments = f"query, acc, total, highest, keys, values, table, page, position, {slope}{begin}, {end}, last"
         w.line(f"acc, total, highest = attend_keys({arguments}, BLOCK_N, BLOCK_D, BLOCK_E, MASKED={masked})")
 
-    def _write_outputs(self, w: Writer, tile: str, row: Index, present: tuple[str, ...]) -> None:
-        """The outputs from result: f32[rows, BLOCK_E], through what the region computes from it."""
+    def _write_outputs(self, w: Writer, tile: str, token: str, head: str, present: tuple[str, ...]) -> None:
+        """The outputs from a tile f32[rows, BLOCK_E] of the query heads `head`, through what the region computes from it."""
         shape = self.shape
         w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
-        masks = (*present, *self._inside(w, "e", shape.value_dim, self.block_e))
-        base = f"query_head * {shape.value_dim}"
-        at = At(row, Index(f"({base} + e)", masks, base, Index("e", masks), shape.value_dim))
-        evaluator = Evaluator(self.plan, w, LoopedRow("BLOCK_M", self.block_e), self.notes)
+        column = Index("e", self._inside(w, "e", shape.value_dim, self.block_e))
+        at = _of_head(token, head, present, column, shape.value_dim, shape.heads)
+        evaluator = self._evaluator(w)
         evaluator.provide(self.plan.anchor_op.result, at, tile)
         for output in self.plan.outputs:
             text, mask = evaluator.value(output.value, at), mask_text(at)
             w.line(f"tl.store({evaluator.address(output, at, is_load=False)}, {text}{f', mask={mask}' if mask else ''})")
 
-    def _kernel(self, entry: str, w: Writer, grid: tuple[Extent, Extent, Extent], constants: dict[str, int], *, has_loop: bool = True) -> KernelText:
+    def _kernel(
+        self, entry: str, w: Writer, grid: tuple[Extent, Extent, Extent], constants: dict[str, int], *, is_decode: bool = False
+    ) -> KernelText:
         """The parameters are those of the plan, the workspaces and the dims that the body names."""
         names = (*(p.name for p in self.plan.parameters), *_WORKSPACES, "B")
         used = set(re.findall(r"[A-Za-z_]\w*", w.text))
         parameters = tuple(name for name in names if name in used)
         signature = ", ".join([*parameters, *(f"{name}: tl.constexpr" for name in constants)])
-        keys = f"\n\n{emit_attend_keys(self.shape, self.tile)}" if has_loop else ""
-        source = f"{HEADER}{keys}\n\n@triton.jit\ndef {entry}({signature}):\n{w.text}"
-        warps, stages = (self.tile.num_warps, self.tile.num_stages) if has_loop else (4, 1)
-        return KernelText(entry, source, parameters, constants, warps, stages, grid, self.early)
+        keys = emit_attend_keys(self.shape, self.tile, is_decode=is_decode)
+        source = f"{HEADER}\n\n{keys}\n\n@triton.jit\ndef {entry}({signature}):\n{w.text}"
+        return KernelText(entry, source, parameters, constants, self.tile.num_warps, self.tile.num_stages, grid, self.early)
+
+
+class _RowsOfHeads:
+    """Rows that are reduced are heads, or where they are wider, whole tokens: of one token in decode, so that the tile has one row."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._whole = WholeRow(lambda width: self._column(writer, width))
+
+    def reduce(self, writer: Writer, kind: str, row: Index, width: int, element: Element) -> str:
+        reducer = self._whole if width <= _WIDEST_ROW else LoopedRow(1, _WIDEST_ROW)
+        return reducer.reduce(writer, kind, row, width, element)
+
+    def _column(self, writer: Writer, width: int) -> Index:
+        block = next_power_of_two(width)
+        column = writer.let("column", f"tl.arange(0, {block})[None, :]")
+        return Index(column, () if width == block else (writer.let("inside", f"{column} < {width}"),))
+
+
+def _of_head(token: str, head: str, masks: tuple[str, ...], column: Index, width: int, heads: int) -> At:
+    """The columns of one head in rows of all heads of a token. masks: of the heads; what does not depend on the head is read without them."""
+    if heads == 1:
+        text, base = f"({head} * {width} + {column.text})", f"{head} * {width}"
+        return At(Index(token), Index(text, (*masks, *column.masks), base, column, width))
+    return widen(At(Index(f"({token} * {heads} + {head})", masks, parts=(heads, token, head)), column), width, heads)

@@ -147,8 +147,7 @@ def _program(graph: Graph, schedule: Schedule, items: list[_Planned], emissions:
 def _workspaces(schedule: Schedule, items: list[_Planned], emissions: dict[KernelPlan, Emission], limits: Limits) -> tuple[list[Buffer], int]:
     """Scratch at the end of the arena; regions run one after the other, so they all use the same bytes. What is zeroed starts at 0 elsewhere."""
     base = _align(schedule.arena_bytes)
-    tokens = schedule.regime.max_tokens
-    dims = {"T": tokens, "S": min(tokens, limits.max_batch_size), "B": min(tokens, limits.max_batch_size)}
+    dims = _largest_step(schedule, limits)
     buffers: list[Buffer] = []
     end = schedule.arena_bytes
     for plan in dict.fromkeys(item.plan for item in items):
@@ -159,6 +158,11 @@ def _workspaces(schedule: Schedule, items: list[_Planned], emissions: dict[Kerne
             ends[workspace.zeroed] = _align(offset + _num_bytes(workspace, dims))
         end = max(end, ends[False]) if ends[False] > base else end  # `base` alone is no scratch
     return buffers, end
+
+
+def _largest_step(schedule: Schedule, limits: Limits) -> dict[str, int]:
+    tokens = schedule.regime.max_tokens
+    return {"T": tokens, "S": min(tokens, limits.max_batch_size), "B": min(tokens, limits.max_batch_size)}
 
 
 def _num_bytes(workspace: Workspace, dims: dict[str, int]) -> int:

@@ -239,6 +239,8 @@ class _PlanMaker:
         stored = op.inputs[0].type.dtype  # of k in write_kv, of q in attend: the model's dtype either way
         layer = str(op.attrs["layer"])
         self.touches_pages = True
+        if any(p.role == "k_cache" and p.value == self.local[kv] for p in self.parameters):
+            return
         self._add("k_cache", "k_cache", TensorType(stored, ("pages", heads, self.page_size, key_dim)), self.local[kv], Arg("k_cache", layer))
         self._add("v_cache", "v_cache", TensorType(stored, ("pages", heads, self.page_size, value_dim)), self.local[kv], Arg("v_cache", layer))
 

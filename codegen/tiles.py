@@ -34,7 +34,10 @@ class AttendTile:
     block_n: int  # keys
     num_warps: int
     num_stages: int
-    num_splits: int = 1  # parts of a sequence's keys that are read by different programs
+    num_splits: int = 1  # parts of a sequence's keys that are read by different programs, at most
+    fill_splits: int = 1  # of these, as many as fill the machine once: worth while from fill_blocks blocks of keys each
+    fill_blocks: int = 2
+    balance_blocks: int = 16  # the others only even out the load, and take at least so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,40 +65,36 @@ def override(tile: Tile, config: Mapping[str, int]) -> Tile:
 
 
 # -- matrix-vector product ------------------------------------------------------------------------------------------------------
-# Bytes of a weight element -> (smallest K, rows, step over K, warps), the first that fits. Measured on an H200: long contiguous reads matter
-# most; 4 rows x 2,048 with 8 warps reads at 4.2 TB/s, 16 rows x 256 at 3.7.
+# Bytes of a weight element -> (smallest K, rows, step over K, warps), the first that fits: the best of chains of layers, as benchmarks/kernels.py
+# --chain --sweep times them. Long contiguous reads matter most.
 _MATVEC: dict[int, tuple[tuple[int, int, int, int], ...]] = {
-    1: ((4096, 8, 2048, 8), (1024, 8, 1024, 4), (0, 8, 512, 2)),
-    2: ((4096, 4, 2048, 8), (1024, 4, 1024, 4), (0, 4, 512, 2)),
+    1: ((12288, 4, 2048, 4), (8192, 4, 4096, 8), (4096, 8, 2048, 8), (1024, 8, 1024, 4), (0, 8, 512, 2)),
+    2: ((12288, 4, 1024, 8), (8192, 4, 2048, 4), (4096, 4, 2048, 8), (1024, 4, 1024, 4), (0, 4, 512, 2)),
     4: ((2048, 4, 1024, 8), (0, 4, 512, 4)),
 }
-_MATVEC_PREFETCH = 2  # steps
 
 
 def choose_matvec(k: int, weight_bytes: int) -> LinearTile:
     _, rows, step, warps = next(entry for entry in _MATVEC[weight_bytes] if k >= entry[0])
     fitting = min(step, max(32, next_power_of_two(k)))
-    return LinearTile(1, rows, fitting, max(1, warps * fitting // step), 1, prefetch=_MATVEC_PREFETCH)
+    return LinearTile(1, rows, fitting, max(1, warps * fitting // step), 1)
 
 
 # -- matrix product -------------------------------------------------------------------------------------------------------------
 # Up to 128 tokens the weight is streamed. Tokens up to -> (block_m, block_n, block_k, warps, stages). Each program reads all of x, from the L2
-# cache: block_n is no smaller than block_m. Between stages - 2 and stages - 1 of the stages are on their way; a core needs 48 KB of weights there.
+# cache: block_n is no smaller than block_m. Of the stages, two are in flight where the tensor core reads shared memory by itself (sm_90).
 _Sizes = tuple[int, int, int, int, int]
 _STREAM_LEFT: dict[int, _Sizes] = {  # 16-bit weights as the left operand of wgmma: tokens are padded to block_m alone
-    16: (16, 64, 128, 4, 5),
+    16: (16, 64, 128, 4, 4),
     32: (32, 64, 128, 4, 4),
-    64: (64, 64, 64, 4, 6),
-    128: (128, 128, 64, 8, 3),
+    64: (64, 64, 128, 4, 3),
+    128: (128, 64, 64, 4, 4),
 }
-_STREAM_INT8: dict[int, _Sizes] = {  # as the right operand: of mma, in registers; from 64 tokens on of wgmma, converted into shared memory
-    16: (16, 64, 256, 4, 4),
-    64: (64, 128, 64, 8, 5),
-    128: (128, 128, 64, 8, 4),
-}
-_STREAM_RIGHT: dict[int, _Sizes] = {  # 16-bit weights without wgmma
-    16: (16, 64, 128, 4, 5),
-    64: (64, 64, 64, 4, 5),
+_STREAM_WIDE: dict[int, _Sizes] = {128: (128, 128, 128, 8, 3)}  # the same where there are tiles for every core
+_STREAM_RIGHT: dict[int, _Sizes] = {  # int8, and machines without wgmma. From 64 tokens on wgmma, its int8 converted into shared memory; else mma
+    16: (16, 64, 128, 4, 4),
+    32: (32, 64, 128, 4, 4),
+    64: (64, 64, 128, 4, 3),
     128: (128, 64, 64, 4, 4),
 }
 _LARGE: _Sizes = (128, 128, 64, 8, 4)
@@ -122,12 +121,16 @@ def keep_order(tile: LinearTile) -> LinearTile:
 
 def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
     left = weight_bytes == 2 and arch >= 90
-    table = _STREAM_LEFT if left else _STREAM_INT8 if weight_bytes == 1 else _STREAM_RIGHT
-    block_m, block_n, block_k, warps, stages = table[next(most for most in table if tokens <= most)]
+    table = _STREAM_LEFT if left else _STREAM_RIGHT
+    most = next(most for most in table if tokens <= most)
+    wide = _STREAM_WIDE.get(most) if left else None
+    if wide and -(-n // wide[1]) >= machine(arch).num_cores:
+        return LinearTile(*wide, weights_left=left)
+    block_m, block_n, block_k, warps, stages = table[most]
     half = machine(arch).shared_bytes // 2  # two blocks share a core
     while stages > 2 and stages * block_k * (block_m * 2 + block_n * weight_bytes) > half:
         block_k, stages = (block_k // 2, stages * 2 - 2) if stages == 3 and block_k > 64 else (block_k, stages - 1)
-    return LinearTile(block_m, block_n, block_k, warps, stages, weights_left=left, prefetch=stages)
+    return LinearTile(block_m, block_n, block_k, warps, stages, weights_left=left)
 
 
 def _choose_large(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
@@ -143,6 +146,7 @@ _MOST_SPLITS, _FEWEST_STEPS = 8, 4  # of one tile; of one program
 _MOST_SPLIT_TOKENS = 256  # of more, tiles are many and their parts large
 _SPLIT_BYTES = 9e6  # what is read in the time that the last program of a tile waits for the others' parts: 2 µs
 _OPERATIONS_PER_BYTE = 155  # done in the time that a byte is read: 700 TFLOP/s at 4.53 TB/s
+_ALONE, _CONVERTED = 1.12, 1.6  # how much longer a core takes that has one block and not two; a weight that is converted on its way
 
 
 def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: int, num_cores: int) -> int:
@@ -150,13 +154,15 @@ def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: 
     tiles = -(-n // tile.block_n) * -(-tokens // tile.block_m)
     if tokens > _MOST_SPLIT_TOKENS or tiles >= 2 * num_cores:
         return 1
-    work = max(n * k * weight_bytes, 2 * n * k * tokens / _OPERATIONS_PER_BYTE)
+    reading = n * k * weight_bytes * (_CONVERTED if weight_bytes == 1 else 1)
+    computing = 2 * n * k * tokens / _OPERATIONS_PER_BYTE
+    alone = _ALONE if reading > computing else 1
 
     def cost(splits: int) -> float:
         """In bytes of the weight."""
         waves = -(-tiles * splits // num_cores)
         parts = _SPLIT_BYTES + splits * tokens * n * 4 * 1.5 if splits > 1 else 0  # f32, written and read in the L2 cache
-        return work * waves * num_cores / (tiles * splits) + parts
+        return max(reading, computing) * (alone if waves == 1 else 1) * waves * num_cores / (tiles * splits) + parts
 
     most = max(1, min(_MOST_SPLITS, -(-k // tile.block_k) // _FEWEST_STEPS))
     return min(range(1, most + 1), key=cost)
@@ -167,16 +173,21 @@ def _fit_k(tile: LinearTile, k: int) -> LinearTile:
 
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
-_BLOCKS_OF_KEYS = 2  # a split with fewer blocks of keys than this is not worth its reduction
+_RESIDENT = 2  # programs that share a core
+_TURNS = 4  # programs that a core takes one after the other, so that none waits long for the slowest
+_MOST_SPLITS = 64
 
 
 def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longest: int, arch: int) -> AttendTile:
     """width: the wider of key and value heads. programs: sequences times key-value heads. longest: keys of the longest sequence."""
     block_n = 64 if width <= 128 and dtype_bytes == 2 else 32
     stages = 3 if machine(arch).shared_bytes > 150_000 else 2
-    most = max(1, -(-longest // (block_n * _BLOCKS_OF_KEYS)))
-    wanted = next_power_of_two(-(-2 * machine(arch).num_cores // max(1, programs)))
-    return AttendTile(max(16, next_power_of_two(group)), block_n, 4, stages, min(wanted, next_power_of_two(most), 64))
+    tile = AttendTile(max(16, next_power_of_two(group)), block_n, 4, stages)
+    blocks = -(-longest // block_n)
+    seats = _RESIDENT * machine(arch).num_cores
+    fill = min(_power_of_two_below(seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.fill_blocks))
+    balance = min(_power_of_two_below(_TURNS * seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.balance_blocks))
+    return replace(tile, num_splits=max(1, fill, balance), fill_splits=max(1, fill))
 
 
 # Bytes of an element, widest head -> (rows, keys, warps, stages)
@@ -195,6 +206,10 @@ def choose_ragged(group: int, width: int, dtype_bytes: int, tokens: int, arch: i
     if machine(arch).shared_bytes < 150_000:
         stages, keys = 2, min(keys, 8192 // wide)
     return AttendTile(rows, keys, warps if rows >= 64 else 4, stages)
+
+
+def _power_of_two_below(number: int) -> int:
+    return 1 << max(0, number.bit_length() - 1)
 
 
 def next_power_of_two(number: int) -> int:

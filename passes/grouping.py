@@ -15,6 +15,8 @@ from tilewright.ir.types import Dim
 PROLOGUE_MAX_TOKENS = 1
 PROLOGUE_MAX_READERS = 3
 NORMS = ("rms_norm", "layer_norm")
+# What attention cannot compute for one head at a time: products, and rows picked by an index.
+OF_OTHER_ROWS = ("linear", "matmul", "attend", "embedding", "gather_rows")
 
 
 @dataclass(eq=False, slots=True)
@@ -59,6 +61,8 @@ class Grouping:
         self._readers = self._find_readers()
         self._group: dict[Op, Group] = {}
         self._add_products()
+        if regime.kind == "decode":
+            self._feed_attention()
         self._add_rows()
         self._join_siblings()
         if regime.max_tokens <= PROLOGUE_MAX_TOKENS:
@@ -101,6 +105,42 @@ class Grouping:
                 self._start(op, "attend", "reads other tokens' keys and values")
             elif op.name in ("linear", "matmul") and op not in self._group:
                 self._take_epilogue(self._start(op, "linear", ""))
+
+    # -- attention in a step of one token a sequence -----------------------------------------------------------------------------
+    def _feed_attention(self) -> None:
+        """A token attends to what earlier steps wrote, and to itself: its kernel can make that last key and value, and write them.
+
+        Of several kernels that read the same pages the first writes them.
+        """
+        for group in [g for g in dict.fromkeys(self._group.values()) if g.template == "attend"]:
+            write = self._write_of(group.anchor)
+            if write is None or write in self._group:
+                group.reason += f", its own token's among them: {self._why_apart(write)}"
+                self._take_feeds(group)
+                continue
+            group.ops.append(write)
+            self._group[write] = group
+            self._take_feeds(group)
+            group.reason += "; with one token a sequence it makes and writes the newest itself"
+
+    def _write_of(self, attend: Op) -> Op | None:
+        """What writes the pages of an attention, where nothing but attention reads them."""
+        write = attend.inputs[1].producer
+        is_free = write is not None and write.result not in self.graph.outputs and all(r.name == "attend" for r in self._readers[write])
+        return write if is_free else None
+
+    def _why_apart(self, write: Op | None) -> str:
+        return "something else needs the pages" if write is None else f"{self._group[write].anchor.result.display} wrote them"
+
+    def _take_feeds(self, group: Group) -> None:
+        """Ops that work on heads of a token and that nothing outside of the group reads."""
+        for op in reversed(self._members[: self._place[group.anchor]]):
+            readers = self._readers[op]
+            is_inner = bool(readers) and all(self._group.get(r) is group for r in readers) and not any(v in self.graph.outputs for v in op.results)
+            if is_inner and op not in self._group and op.name not in OF_OTHER_ROWS and _row_space(op)[0] == "T":
+                group.ops.append(op)
+                self._group[op] = group
+        group.ops.sort(key=self._place.__getitem__)
 
     def _start(self, op: Op, template: Template, reason: str) -> Group:
         group = Group(template, op, [op], reason=reason)

@@ -96,7 +96,7 @@ def _region(graph: Graph, group: Group, groups: Sequence[Group]) -> Region:
     made = {value for op in ops for value in op.results}
     inputs = dict.fromkeys(v for op in ops for v in op.inputs if v not in made)
     needed = {base_of(graph, v) for other in groups if other is not group for op in other.every for v in op.inputs if not v.is_const}
-    outputs = [v for op in group.ops for v in op.results if v in needed or v in graph.outputs]
+    outputs = [v for op in group.ops for v in op.results if v in needed or v in graph.outputs or v.type.dtype == "kv"]
     anchor = group.anchor if group.template != "rows" else _main_op(group.ops)
     return Region(anchor.results[0].name, group.template, tuple(ops), anchor, tuple(inputs), tuple(outputs), group.reason)
 

@@ -44,7 +44,7 @@ def grid_of(launch: Launch, sizes: dict[str, int]) -> tuple[int, int, int]:
 
 
 class ProgramBinder:
-    """Holds the one arena that all programs share: only one step runs at a time."""
+    """Holds the one arena, and what is zeroed, that all programs share: only one step runs at a time."""
 
     def __init__(self, engine: Engine, kv: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         self._engine, self._kv = engine, kv

@@ -72,6 +72,8 @@ FUSED_CUTS = (
     ("qkv", "linear", "n qkv"), ("rotary", "rows", "qn q_rot k_rot kv"), ("attend", "attend", "context"), ("o", "linear", "o mid"),
     ("gate_up", "linear", "n2 gate_up act"), ("down", "linear", "down out"),
 )  # fmt: skip
+# In decode one kernel computes, writes and reads keys and values.
+FUSED_DECODE_CUTS = (FUSED_CUTS[0], ("attend", "attend", "qn q_rot k_rot kv context"), *FUSED_CUTS[3:])
 
 
 def toy_text(dtype="f32", *, layers=2, rotary_dim=10, layout="half", attend="", int8=False, slopes=False):
@@ -247,7 +249,8 @@ def expected_logits(graph, weights, sequences):
 
 def lower_toy(graph, target, layer_cuts=LAYER_CUTS):
     regimes = (Regime("decode", "decode", 8), Regime("prefill", "ragged", LIMITS.max_tokens))
-    return lower(graph, [cut(graph, regime, layer_cuts) for regime in regimes], target=target, limits=LIMITS)
+    cuts = (FUSED_DECODE_CUTS if layer_cuts is FUSED_CUTS else layer_cuts, layer_cuts)
+    return lower(graph, [cut(graph, *pair) for pair in zip(regimes, cuts)], target=target, limits=LIMITS)
 
 
 def serve(executor, graph, weights):

@@ -42,13 +42,14 @@ class Case:
     values: dict  # value -> tensor of the reference
 
 
-def make_case(text, anchor, template, inputs=None, *, seed=0, batch=None):
+def make_case(text, anchor, template, inputs=None, *, seed=0, batch=None, writes=False):
     """The region of the anchor is all run-time ops but embeddings (they make its inputs); its outputs are the graph's.
 
-    Without inputs nothing is computed: the case can only be emitted.
+    Without inputs nothing is computed: the case can only be emitted. writes: the region has what feeds and writes the pages, too.
     """
     graph = parse_graph(text)
-    ops = tuple(op for op in graph.ops if not op.is_const and op.name != "embedding" and op.name != "write_kv")
+    skipped = ("embedding",) if writes else ("embedding", "write_kv")
+    ops = tuple(op for op in graph.ops if not op.is_const and op.name not in skipped)
     made = {v for op in ops for v in op.results}
     reads = tuple(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
     chosen = next(op for op in ops if op.name == anchor)

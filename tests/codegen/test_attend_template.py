@@ -54,21 +54,32 @@ graph @g(%ids: i32[T]) dims(T in 1..256) {{
         return Limits(max_batch_size=8, max_input_len=96, max_output_len=32, max_tokens=256, page_size=self.page)
 
 
-def attend(setup, kind, lengths, chunks, *, seed=0, padding=0, scale_by=1.0, **config):
-    """The step that has the last chunks[b] tokens of sequences of lengths[b]; returns (kernel's rows, reference's rows)."""
+def attend(setup, kind, lengths, chunks, *, seed=0, padding=0, scale_by=1.0, writes=False, **config):
+    """The step that has the last chunks[b] tokens of sequences of lengths[b]; returns (kernel's rows, reference's rows).
+
+    writes: the kernel makes and writes the last key and value of each sequence; its pages are compared with the reference's.
+    """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 97, (sum(lengths),), generator=generator).int()
     batch = Batch.of_lengths(lengths)
     text = setup.text.replace("scale=0.3", f"scale={0.3 * scale_by}")
-    case = make_case(text, "attend", "attend", {"ids": ids}, seed=seed, batch=batch)
+    case = make_case(text, "attend", "attend", {"ids": ids}, seed=seed, batch=batch, writes=writes)
     table, pages = scatter(case, setup, lengths, batch, padding, generator)
+    expected_pages = {name: cache.clone() for name, cache in pages.items()}
+    slots = last_slots(table, lengths, setup.page, padding)
+    if writes:
+        for cache in pages.values():
+            cache[slots[: len(lengths)] // setup.page, :, slots[: len(lengths)] % setup.page] = math.nan
     stops = batch.starts[1:]
     tokens = torch.cat([torch.arange(stop - chunk, stop) for stop, chunk in zip(stops, chunks)] + [torch.zeros(padding)]).long()
     starts = torch.tensor([0, *torch.tensor([*chunks, *[1] * padding]).cumsum(0)]).int()
-    step = {"query_start": starts, "context_len": torch.tensor([*lengths, *[0] * padding]).int(), "block_table": table, **pages}
+    step = {"query_start": starts, "context_len": torch.tensor([*lengths, *[0] * padding]).int(), "block_table": table, "slots": slots, **pages}
     regime = Regime("r", kind, len(tokens))
     out = run_case(case, regime, {"T": len(tokens), "B": len(lengths) + padding}, step, setup.limits, tokens=tokens, **config)["o"]
     count = sum(chunks)
+    if writes:
+        for name, cache in pages.items():
+            torch.testing.assert_close(cache, expected_pages[name], rtol=0, atol=0, equal_nan=True)
     if padding and kind == "decode":
         assert torch.equal(out[count:], torch.zeros_like(out[count:]))
     return out[:count], case.values[case.graph.value("o")][tokens[:count]]
@@ -92,6 +103,12 @@ def scatter(case, setup, lengths, batch, padding, generator):
     return torch.cat([table, torch.zeros(padding, most).int()]), pages
 
 
+def last_slots(table, lengths, page, padding):
+    """Where the last token of each sequence is kept; -1 for padding."""
+    found = [int(table[b, (length - 1) // page]) * page + (length - 1) % page for b, length in enumerate(lengths)]
+    return torch.tensor(found + [-1] * padding).int()
+
+
 DECODES = [
     Setup(),
     Setup(heads=3, kv_heads=3, head_dim=8, value_dim=8, page=4, dtype="f16"),
@@ -101,16 +118,18 @@ DECODES = [
 ]
 
 
+@pytest.mark.parametrize("writes", [False, True], ids=["reads", "writes"])
 @pytest.mark.parametrize("setup", DECODES, ids=str)
-def test_decode_equals_the_reference_and_padding_sequences_get_zeros(setup):
-    out, expected = attend(setup, "decode", [37, 1, 16], [1, 1, 1], padding=1, num_splits=1)
+def test_decode_equals_the_reference_and_padding_sequences_get_zeros(setup, writes):
+    out, expected = attend(setup, "decode", [37, 1, 16], [1, 1, 1], padding=1, num_splits=1, writes=writes)
     assert relative_error(out, expected) < TOLERANCE[setup.dtype]
 
 
 @pytest.mark.parametrize("setup", DECODES[::2], ids=str)
-@pytest.mark.parametrize("splits", [2, 3])
-def test_split_keys_are_put_together_again(setup, splits):
-    out, expected = attend(setup, "decode", [3, 101], [1, 1], padding=1, seed=1, num_splits=splits, block_n=16)
+@pytest.mark.parametrize("splits, writes", [(2, False), (3, True), (4, True)])
+def test_split_keys_are_put_together_again(setup, splits, writes):
+    """Of 101 and 113 keys; one key, and as many as fill their pages and blocks, are not split."""
+    out, expected = attend(setup, "decode", [1, 101, 33, 113], [1] * 4, padding=1, seed=1, num_splits=splits, block_n=16, writes=writes)
     assert relative_error(out, expected) < TOLERANCE[setup.dtype]
 
 
@@ -123,8 +142,8 @@ def test_ragged_chunks_equal_the_reference(setup):
 @pytest.mark.parametrize("window", [1, 7, 16, 40])
 def test_windows_hide_what_is_far_whatever_block_they_end_in(window):
     setup = Setup(heads=2, kv_heads=1, head_dim=8, value_dim=8, page=4, window=window)
-    for kind, chunks in (("decode", [1, 1]), ("ragged", [50, 3])):
-        out, expected = attend(setup, kind, [50, 3], chunks, seed=window, block_n=16)
+    for kind, chunks, more in (("decode", [1, 1], {"writes": True}), ("decode", [1, 1], {"num_splits": 2}), ("ragged", [50, 3], {})):
+        out, expected = attend(setup, kind, [50, 3], chunks, seed=window, block_n=16, **more)
         assert relative_error(out, expected) < 3e-6, kind
 
 
@@ -144,18 +163,16 @@ def test_results_do_not_depend_on_what_else_is_in_the_step():
     assert torch.equal(alone, with_more[:9])
 
 
-def test_attention_and_its_cache_write_are_not_one_kernel():
+def test_attention_and_its_cache_write_are_not_one_kernel_where_a_sequence_has_many_tokens():
     setup = Setup()
-    text = setup.text
-    case = make_case(text, "attend", "attend", {"ids": torch.zeros(3).int()})
-    every = tuple(op for op in case.graph.ops if op.name != "embedding" and not op.is_const)
-    case.region = type(case.region)("r", "attend", every, case.region.anchor, tuple(case.graph.value(n) for n in ("qkv",)), case.region.outputs, "")
+    case = make_case(setup.text, "attend", "attend", writes=True)
     with pytest.raises(CodegenError, match="write_kv belongs to a region of its own"):
-        emit_case(case, Regime("r", "decode", 4), setup.limits)
+        emit_case(case, Regime("r", "ragged", 4), setup.limits)
 
 
 def test_few_sequences_are_split_and_many_are_not():
-    assert choose_decode(4, 128, 2, 8, 8192, 90).num_splits > 16
+    assert choose_decode(4, 128, 2, 8, 8192, 90).fill_splits == 32
+    assert choose_decode(4, 128, 2, 32 * 8, 8192, 90).num_splits > choose_decode(4, 128, 2, 32 * 8, 8192, 90).fill_splits == 1
     assert choose_decode(4, 128, 2, 128 * 8, 8192, 90).num_splits == 1
     assert choose_decode(4, 128, 2, 8, 100, 90).num_splits == 1
 
@@ -167,7 +184,8 @@ MODELS = {"llama-3-8b": (32, 8, 128), "llama-3.2-1b": (32, 8, 64), "gpt-j-6b": (
 def test_kernels_of_real_shapes_compile_without_spills(model, arch):
     heads, kv_heads, width = MODELS[model]
     setup = Setup(heads, kv_heads, width, width, "bf16", page=64)
-    case = make_case(setup.text, "attend", "attend")
-    for kind, tokens in (("decode", 8), ("ragged", 2048)):
-        for entry, binary in compile_case(case, Regime("r", kind, tokens), arch, setup.limits):
+    limits = Limits(max_batch_size=8, max_input_len=8000, max_output_len=192, max_tokens=2048, page_size=64)
+    for kind, tokens in (("decode", 1), ("decode", 32), ("ragged", 2048)):
+        case = make_case(setup.text, "attend", "attend", writes=kind == "decode")
+        for entry, binary in compile_case(case, Regime("r", kind, tokens), arch, limits):
             assert binary.stack_bytes == 0, (kind, entry, binary)

@@ -177,7 +177,7 @@ def test_small_steps_stream_the_weight_and_large_ones_use_large_tiles():
 
 def test_the_weight_streams_from_shared_memory_into_the_tensor_core():
     case = make_case(graph(RESIDUAL, "%o", n=512, k=4096, dtype="bf16"), "linear", "linear")
-    ((_, compiled),) = compile_whole(case, Regime("r", "decode", 16), "sm_90", dependent_launch=1, splits=4)
+    ((_, compiled),) = compile_whole(case, Regime("r", "decode", 16), "sm_90", dependent_launch=1, splits=4, prefetch=4)
     before, after = compiled.ptx.split("griddepcontrol.wait")
     assert "prefetch.global.L2" in before and "cp.async" not in before
     assert "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16" in after and "atom.global.gpu.acq_rel.add" in after.replace("atom.acq_rel", "atom")

@@ -50,13 +50,15 @@ def test_module_paths_fold_over_layers():
     assert join_siblings(fold_paths(paths)) == ["model.layers.{0..2}.attn.{q,k}", "model.norm", "h.{0,2}.mlp"]
 
 
-def test_split_attention_is_two_launches_with_scratch_behind_the_activations():
+def test_split_attention_has_scratch_behind_the_activations_and_counters_apart():
     graph = toy_graph()
     long = dataclasses.replace(LIMITS, max_input_len=8000)
     schedule = cut(graph, DECODE)
     program = lower(graph, [schedule], target="sm_90", limits=long).programs[0]
     attend = [launch for launch in program.launches if launch.region == "layers.1.attend"]
-    assert len(attend) == 2
-    shared = {a.name for a in attend[0].args if a.kind == "buffer"} & {a.name for a in attend[1].args if a.kind == "buffer"}
-    scratch = [b for b in program.buffers if b.name in shared]
-    assert scratch and all(schedule.arena_bytes <= b.offset < program.arena_bytes and b.offset % 256 == 0 for b in scratch)
+    assert len(attend) == 1
+    scratch = [b for b in program.buffers if b.name.startswith(f"{attend[0].kernel}.")]
+    *parts, counters = scratch
+    assert [b.name.rpartition(".")[2] for b in scratch] == ["partial", "level", "counters"]
+    assert all(schedule.arena_bytes <= b.offset < program.arena_bytes and b.offset % 256 == 0 for b in parts)
+    assert counters.zeroed and counters.offset == 0 and counters.shape == ("B", 2)  # key-value heads

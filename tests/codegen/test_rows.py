@@ -172,7 +172,7 @@ def test_a_model_of_generated_kernels_is_the_reference(options):
 
 def test_programs_that_share_tiles_leave_their_scratch_ready_for_the_next_layer(monkeypatch):
     config = lower_module.tile_config("sm_90")
-    monkeypatch.setattr(lower_module, "tile_config", lambda *_, **__: (*config, ("block_k", 16), ("block_n", 32), ("splits", 2)))
+    monkeypatch.setattr(lower_module, "tile_config", lambda target, **options: (*config, ("block_k", 16), ("block_n", 32), ("splits", 2)))
     graph = toy_graph()
     weights, lowered = ToyWeights(graph), lower_toy(graph, "sm_90", FUSED_CUTS)
     zeroed = [b for program in lowered.programs for b in program.buffers if b.zeroed]

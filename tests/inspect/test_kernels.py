@@ -10,7 +10,7 @@ from serving import engine_of
 
 from tilewright.cli import app
 from tilewright.codegen.line_info import compile_with_lines
-from tilewright.inspect.kernels import KernelView, lint, print_sass, read_sass
+from tilewright.inspect.kernels import Instruction, KernelView, lint, print_sass, read_sass, take_lines
 from tilewright.ir.errors import EngineError
 from tilewright.ir.manifest import Kernel
 
@@ -99,3 +99,9 @@ def test_the_command_line_shows_summary_source_and_machine_code(engine, capsys):
     with pytest.raises(SystemExit) as ended:
         app(["kernel", str(engine.path), name, "--src", "--ptx"])
     assert ended.value.code == 2 and "more than one" in capsys.readouterr().err
+
+
+def test_lines_are_taken_from_the_same_code_in_other_registers():
+    held = [Instruction(text, 0) for text in ("MOV R1, R2", "FADD R3, R1, R1", "IADD3 R9, R9, R9", "EXIT")]
+    with_lines = [Instruction(text, line) for text, line in (("MOV R7, R2", 4), ("FADD R5, R7.reuse, R7", 5), ("EXIT", 9))]
+    assert take_lines(held, with_lines) == [Instruction(i.text, line) for i, line in zip(held, (4, 5, 5, 9))]

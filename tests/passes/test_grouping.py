@@ -95,3 +95,35 @@ def test_kernels_that_would_wait_for_each_other_are_cut_with_the_reason():
     found = kernels(body, "%y, %late, %between")
     assert [what for what, _ in found] == ["linear", "linear", "rms_norm", "linear", "rms_norm mul", "add"]
     assert found[-1][1] == "reads %other, which is made after %early"
+
+
+# -- attention ------------------------------------------------------------------------------------------------------------------
+DECODE, RAGGED = Regime("decode_8", "decode", 8), Regime("ragged_8", "ragged", 8)
+FED = """%q = tanh(%x) : f32[T, 8]
+    %k = tanh(%z) : f32[T, 8]
+    %kv = write_kv(%k, %z) {kv_heads=2, layer=0} : kv[2, 4, 4]
+    %y = attend(%q, %kv) {heads=2, scale=0.5, layer=0} : f32[T, 8]
+"""
+
+
+def test_in_decode_attention_makes_and_writes_its_own_key():
+    assert kernels(FED, regime=DECODE) == [
+        ("tanh tanh write_kv attend", "reads other tokens' keys and values; with one token a sequence it makes and writes the newest itself")
+    ]
+    assert [what for what, _ in kernels(FED, regime=RAGGED)] == ["tanh", "tanh", "write_kv", "attend"]
+
+
+def test_what_others_read_too_stands_before_attention():
+    found = kernels(f"{FED}%other = add(%k, %z) : f32[T, 8]", "%y, %other", regime=DECODE)
+    assert sorted(what for what, _ in found) == ["tanh add", "tanh write_kv attend"]
+
+
+def test_of_two_that_read_the_same_pages_the_first_writes_them():
+    found = kernels(f"{FED}%again = attend(%y, %kv) {{heads=2, scale=0.5, layer=0}} : f32[T, 8]", "%again", regime=DECODE)
+    assert [what for what, _ in found] == ["tanh tanh write_kv attend", "attend"]
+    assert found[1][1] == "reads other tokens' keys and values, its own token's among them: %y wrote them"
+
+
+def test_products_are_computed_before_attention():
+    found = kernels(f"%l = {LINEAR}\n{FED.replace('tanh(%x)', 'tanh(%l)')}", regime=DECODE)
+    assert [what for what, _ in found] == ["linear tanh", "tanh write_kv attend"]

@@ -104,6 +104,13 @@ class EngineSteps:
         keys, values = (cache[slots // size, :, slots % size].flatten(1).cpu() for cache in self.cache[layer])
         return keys, values
 
+    def erase_cache(self, layer: int, chunks: list[Chunk]) -> None:
+        """NaN at the chunks' tokens."""
+        slots = torch.tensor([s for chunk in chunks for s in self.slots_of(chunk.prompt, chunk.start, chunk.stop)], device=self.device)
+        size = self.limits.page_size
+        for cache in self.cache[layer]:
+            cache[slots // size, :, slots % size] = float("nan")
+
     def clear_cache(self) -> None:
         for pair in self.cache:
             for cache in pair:

@@ -5,6 +5,7 @@ Reads the cubin with Triton's bundled tools, so that no GPU is needed. Knows not
 
 from __future__ import annotations
 
+import difflib
 import re
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ from tilewright.ir.opdef import suggest
 
 _LOCATION = re.compile(r'//## File "([^"]+)", line (\d+)')
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(.*?);")
+_REGISTER = re.compile(r"\bU?[RP]\d+\b(\.reuse)?")
 _GLOBAL_LOAD = re.compile(r"\bLDG\.\S+")
 _WRITES_SHARED = re.compile(r"\bSTS\b")
 _TOUCHES_LOCAL = re.compile(r"\b(STL|LDL)\b")
@@ -88,17 +90,20 @@ class KernelView:
 
     @cached_property
     def instructions(self) -> list[Instruction]:
-        """The machine code. Lines come from a second compilation with line info, whose instructions are those that the engine holds.
+        """The machine code. Lines come from a second compilation with line info, for which ptxas may choose other registers and another order.
 
-        Raises EngineError where they are not: then another Triton compiled the engine.
+        Raises EngineError where a compilation without it gives other instructions, too: then another Triton compiled the engine.
         """
         held = read_sass((self.engine.path / self.binary.file).read_bytes())
+        from tilewright.codegen.aot_kernel import compile_kernel
         from tilewright.codegen.line_info import compile_with_lines
 
         with_lines = read_sass(compile_with_lines(*self._to_compile()), Path(f"<triton {self.kernel.name}>"))
-        if [i.text for i in held] != [i.text for i in with_lines]:
+        if [i.text for i in held] == [i.text for i in with_lines]:
+            return with_lines
+        if [i.text for i in held] != [i.text for i in read_sass(compile_kernel(*self._to_compile()).cubin)]:
             raise EngineError(f"kernel {self.kernel.name}", "this Triton compiles it to other instructions than the engine holds", "build it again")
-        return with_lines
+        return take_lines(held, with_lines)
 
     def lints(self) -> list[Lint]:
         spilled = self.binary.stack_bytes
@@ -132,6 +137,20 @@ def read_sass(cubin: bytes, source: Path | None = None) -> list[Instruction]:
             line = int(location[2]) if source and location[1] == str(source) else line
         elif instruction := _INSTRUCTION.search(text):
             found.append(Instruction(instruction[1].strip(), 0 if instruction[1].startswith("NOP") else line))
+    return found
+
+
+def take_lines(held: list[Instruction], with_lines: list[Instruction]) -> list[Instruction]:
+    """`held` with the lines of the same code in another order and in other registers; what has no counterpart has the line of what it follows."""
+    sides = [[_REGISTER.sub("", i.text) for i in side] for side in (held, with_lines)]
+    lines: dict[int, int] = {}
+    for match in difflib.SequenceMatcher(None, *sides, autojunk=False).get_matching_blocks():
+        lines.update({match.a + i: with_lines[match.b + i].line for i in range(match.size)})
+    found: list[Instruction] = []
+    line = 0
+    for place, instruction in enumerate(held):
+        line = lines.get(place, line)
+        found.append(Instruction(instruction.text, line))
     return found
 
 

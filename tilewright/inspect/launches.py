@@ -134,6 +134,10 @@ class LaunchProbe:
                 self.steps.write_cache(layer_of(value), *tensor)
             elif value.name in buffers:
                 buffers[value.name].copy_(self._take(value, tensor, taken, rows))
+        for value in region.outputs:
+            if value.type.dtype == "kv" and any(op.name == "attend" and value in op.inputs for op in region.ops):
+                self.steps.write_cache(layer_of(value), *boundary.narrow[value])  # it reads what earlier steps wrote, and writes the step's own
+                self.steps.erase_cache(layer_of(value), chunks)
         for launch, call in zip(program.launches, bound.launches):
             if launch.region == region.name:
                 call.run(self.steps.stream())

@@ -155,13 +155,11 @@ def _work(manifest: Manifest, program: Program, launch: Launch, batch: int, cont
     """Bytes and operations of a launch for `batch` tokens, each of a sequence of `context` keys."""
     whole = weights_read_whole(manifest, program)
     weights = {w.name: w for w in manifest.weights}
-    buffers, kernels = {b.name: b for b in program.buffers}, {other.kernel for other in program.launches}
+    buffers = {b.name: b for b in program.buffers}
     dims, pages = StepDims(batch, batch, batch), manifest.limits.max_pages_per_sequence
     num_bytes = operations = 0
     for arg in launch.args:
-        if arg.kind == "buffer" and arg.name.rpartition(".")[0] in kernels:
-            continue  # scratch, named after its kernel: others might do without
-        if arg.kind == "buffer":
+        if arg.kind == "buffer" and not arg.name.startswith(f"{launch.kernel}."):  # scratch of its own is no work that it must do
             buffer = buffers[arg.name]
             num_bytes += prod(dims.of(d, pages) for d in buffer.shape) * ITEM_BYTES[buffer.dtype]
         elif arg.kind == "weight":
