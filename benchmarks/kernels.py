@@ -180,18 +180,23 @@ def vector_candidates(is_int8: bool) -> Iterator[Config]:
 # (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds.
 _NARROW = ((64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3), (128, 64, 8, 5))
 _MIDDLE = ((64, 128, 4, 3), (64, 64, 4, 4), (64, 64, 4, 6), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3))
-_BROAD = ((64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+_BROAD = ((64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+# The same for int8: beside bf16 tokens, stages hold half as many bytes of the weight.
+_NARROW_INT8 = ((64, 128, 4, 5), (64, 256, 4, 3), (64, 256, 4, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 256, 8, 3))
+_MIDDLE_INT8 = ((64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4))
+_BROAD_INT8 = ((64, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
 
 
 def stream_candidates(row: Row) -> Iterator[Config]:
     is_int8, m = " i8 " in row.name, min(128, max(16, row.tokens))
     n = int(re.findall(r"linear\(.*\) : bf16\[\w+, (\d+)\]", row.text)[0])
     splits = (1,) if n > 16384 and m < 128 else (1, 2, 4) if n > 16384 else (1, 2, 3, 4, 8)
-    sizes = _NARROW if m <= 32 else _MIDDLE if m <= 64 else _BROAD
-    if is_int8:  # tokens padded to 64 make it wgmma with weights converted into shared memory
-        shapes = [(token_rows, *size, 0) for token_rows in sorted({m, max(64, m)}) for size in (*sizes, (64, 256, 4, 4))]
+    if is_int8:  # tokens padded to 64 make it wgmma, with weights converted into shared memory
+        shapes = [(m, *size, 0) for size in (_NARROW_INT8 if m <= 32 else _MIDDLE_INT8 if m <= 64 else _BROAD_INT8)]
+        shapes += [(64, *size, 0) for size in _MIDDLE_INT8] if m < 64 else []
     else:
-        shapes = [(m, *size, 1) for size in sizes] + ([(m, 32, 256, 4, 4, 0)] if m <= 32 else [])
+        shapes = [(m, *size, 1) for size in (_NARROW if m <= 32 else _MIDDLE if m <= 64 else _BROAD)]
+        shapes += [(m, 32, 256, 4, 4, 0)] if m <= 32 else []
     for (token_rows, block_n, k, warps, stages, left), parts in itertools.product(shapes, splits):
         in_flight = stages * k * (token_rows * 2 + block_n * (1 if is_int8 else 2))
         if in_flight <= 200_000 and -(-n // block_n) * parts >= 60:
