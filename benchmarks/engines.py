@@ -10,13 +10,14 @@ import torch
 from random_checkpoint import SHAPES, write_checkpoint
 
 import tilewright as tw
+from tilewright.limits import DEFAULT_PAGE
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, *, shapes: list[str], quantize: list[str]) -> None:
     parser.add_argument("--shapes", nargs="+", default=shapes, choices=list(SHAPES))
     parser.add_argument("--quantize", nargs="+", default=quantize, help="none, int8 or another scheme: one engine each")
     parser.add_argument("--target", default=None, help="what to build for; default: this machine's GPU")
-    parser.add_argument("--page-size", type=int, default=16, help="tokens of a KV page")
+    parser.add_argument("--page-size", type=int, default=DEFAULT_PAGE, help="tokens of a KV page")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--scratch", help="folder that keeps checkpoints and engines, to be used again")
     parser.add_argument("--build-only", action="store_true", help="only fill the scratch folder: on a machine that is too busy to time anything")
