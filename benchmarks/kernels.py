@@ -295,8 +295,8 @@ def expected_attend(prepared: Prepared, a: dict[str, torch.Tensor]) -> torch.Ten
         if row.kind == "decode":
             keys[:, -1], values[:, -1] = k[sequence], v[sequence]
         for head in range(HEADS):
-            one = F.scaled_dot_product_attention(q[None, rows, head], keys[None, head // group], values[None, head // group], is_causal=row.kind == "ragged")
-            out[rows, head] = one[0]
+            one, its_keys, its_values = q[None, rows, head], keys[None, head // group], values[None, head // group]
+            out[rows, head] = F.scaled_dot_product_attention(one, its_keys, its_values, is_causal=row.kind == "ragged")[0]
     return out.flatten(1)
 
 

@@ -85,7 +85,7 @@ def emit_attend_keys(shape: AttendShape, tile: AttendTile, *, is_decode: bool) -
 
 
 def emit_attend_newest(shape: AttendShape) -> str:
-    """attend_newest(q, acc, total [rows], highest, new_key [1, D], new_value [1, E]), which ends the softmax with a key that is visible to all rows."""
+    """attend_newest(q, acc, total [rows], highest, new_key [1, D], new_value [1, E]): ends the softmax with a key that all rows see."""
     w = Writer()
     w.line('"""Adds one key: the first row of as many as a product takes."""')
     w.line(f"is_first = tl.arange(0, {_FEWEST_KEYS})[:, None] == 0")
