@@ -132,7 +132,7 @@ class _Maker:
         w.line("end = tl.minimum(begin + share * BLOCK_N, stored)")
 
     def _write_newest(self, w: Writer) -> None:
-        """The last program of a sequence, whose share is the smallest, makes the newest key and value, and writes them.."""
+        """The last program of a sequence, whose share is the smallest, makes the newest key and value, and writes them. Others read nothing."""
         shape, write = self.shape, self.plan.producer(self.plan.anchor_op.operands[1] or 0)
         assert write is not None
         alone = self.tile.num_splits == 1
