@@ -64,7 +64,7 @@ class HostRunner:
         if step.is_decode:
             self._tables.fill_decode(step, self._views(step.num_tokens))
         else:
-            dims = StepDims(step.num_tokens, max(1, len(step.sampling)), len(step.chunks))
+            dims = StepDims(step.num_tokens, max(1, len(step.sampling)), len(step.starts))
             self._tables.fill_ragged(step, self._ragged.host_views(self._block, dims))
         return PendingOnes(len(step.sampling))
 

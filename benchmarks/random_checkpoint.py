@@ -55,6 +55,8 @@ def shape_config(name: str, layers: int | None = None) -> PretrainedConfig:
     config = AutoConfig.for_model(model_type, **settings)
     if layers is not None:
         config.num_hidden_layers = layers
+        if kinds := getattr(config, "layer_types", None):
+            config.layer_types = kinds[:layers]
     return config
 
 

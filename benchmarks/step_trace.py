@@ -94,7 +94,7 @@ def trace_steps(llm: tw.LLM) -> Iterator[StepTrace]:
         launched, start = time.perf_counter(), record()
         pending = launch(step)
         host_us = (time.perf_counter() - launched) * 1e6
-        trace.steps.append(TracedStep(step.is_decode, step.num_tokens, len(step.chunks), launched, host_us, start, record()))
+        trace.steps.append(TracedStep(step.is_decode, step.num_tokens, len(step.starts), launched, host_us, start, record()))
         return pending
 
     llm.runner.launch = traced

@@ -185,7 +185,7 @@ class Runner:
 
     def _launch_ragged(self, step: Step) -> Sampled:
         program = next(p for p in self._ragged if p.max_tokens >= step.num_tokens)
-        dims = StepDims(step.num_tokens, max(1, len(step.sampling)), len(step.chunks))
+        dims = StepDims(step.num_tokens, max(1, len(step.sampling)), len(step.starts))
         layout = self._ragged_layout
         views = layout.host_views(self._stagings[self._turn].numpy(), dims)
         plan = self._tables.fill_ragged(step, views)
