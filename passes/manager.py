@@ -13,6 +13,7 @@ from tilewright.ir.errors import PassError, TilewrightError
 from tilewright.ir.events import Event, EventLog, Miss
 from tilewright.ir.fold import fold_flat
 from tilewright.ir.graph import Graph
+from tilewright.ir.places import PLACES_FILE, Places, places_of, print_places
 from tilewright.ir.printer import print_graph
 from tilewright.ir.records import print_records
 from tilewright.ir.verifier import verify
@@ -64,6 +65,8 @@ class PassManager:
     stop_after: str = ""  # name of the last pass to run
     on_pass: Callable[[PassRow], None] = lambda row: None
     log: EventLog = field(default_factory=EventLog)
+    _places: Places = field(default_factory=dict)  # as dumped last
+    _places_text: str = ""
 
     @staticmethod
     def of(pipeline: str, **options: object) -> PassManager:
@@ -116,6 +119,8 @@ class PassManager:
             return ""
         flat = print_graph(graph)
         self.dump.mkdir(parents=True, exist_ok=True)
+        self._places_text = ""
+        self._dump_places(0, {}, graph)
         _write(self.dump / "00-import.ir", fold_flat(flat))
         return flat
 
@@ -128,8 +133,17 @@ class PassManager:
         if after == before:
             _write(self.dump / f"{name}.same", "")
         else:
+            self._dump_places(row.number, self._places, graph)
             _write(self.dump / f"{name}.ir", fold_flat(after))
         return after
+
+    def _dump_places(self, number: int, before: Places, graph: Graph) -> None:
+        assert self.dump is not None
+        self._places = places_of(graph)
+        new = print_places(number, before, self._places)
+        if new:
+            self._places_text += new
+            _write(self.dump / PLACES_FILE, self._places_text)
 
     def _dump_crash(self, name: str, before: str, step: Step, failure: Exception) -> None:
         if self.dump is None:

@@ -19,6 +19,7 @@ from tilewright.ir.graph import Graph
 from tilewright.ir.manifest import MANIFEST_FILE
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
+from tilewright.ir.places import PLACES_FILE, Places, put_places, read_places
 from tilewright.ir.records import read_records
 from tilewright.passes.registry import load_passes
 
@@ -163,6 +164,12 @@ class Run(Readable):
         """Empty for dumps without a manifest."""
         return self.read(self.folder.parent / REGIONS_FILE, read_regions) or ()
 
+    @cached_property
+    def place_changes(self) -> tuple[tuple[int, str, tuple[str, ...]], ...]:
+        """(pass, value, lines): after which pass a value comes from other lines than before."""
+        folder = self.folder.parent if self.manifest is not None else self.folder
+        return self.read(folder / PLACES_FILE, lambda text: tuple(read_places(text))) or ()
+
     def graph(self, number: int) -> Graph:
         """The graph after pass `number`, 0 for the import. One object for passes that changed nothing. Raises EngineError."""
         record = self[number] if number else None
@@ -172,7 +179,12 @@ class Run(Readable):
             number -= 1
         if number not in self._graphs:
             self._graphs[number] = self._parse(self[number].stem if number else IMPORT)
+            put_places(self._graphs[number], self.places(number))
         return self._graphs[number]
+
+    def places(self, number: int) -> Places:
+        """Lines of Python that each value comes from, after pass `number`; empty where the build kept none."""
+        return {name: lines for since, name, lines in self.place_changes if since <= number}
 
     def diff(self, other: Run, stage: str | int | None = None) -> RunDiff:
         """Between this run and another: final graphs and kernels, or the graphs after a pass."""

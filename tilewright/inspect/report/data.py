@@ -9,7 +9,7 @@ from tilewright.inspect.report.kernel_rows import KernelRow, collect_kernels, le
 from tilewright.inspect.report.ledger import Row, Snapshot, snapshot
 from tilewright.inspect.report.measured import Table, collect_numerics, collect_times
 from tilewright.inspect.report.module_rows import ModuleRow, collect_modules
-from tilewright.inspect.report.names import Texts
+from tilewright.inspect.report.names import Names, Texts, fold_places
 from tilewright.inspect.report.overview import Warning, collect_facts, collect_sentences, collect_warnings, name_of
 from tilewright.inspect.report.pass_rows import PassRow, collect_passes
 from tilewright.inspect.run import Run
@@ -41,6 +41,7 @@ class Report:
     programs: tuple[str, ...]
     passes: tuple[PassRow, ...]
     snapshots: tuple[Snapshot, ...]  # the import, then after each pass that changed something
+    places: tuple[tuple[int, Names, tuple[int, ...]], ...]  # since which pass values come from which lines of Python
     kernels: tuple[KernelRow, ...]
     notes: tuple[str, ...]  # what was left out
     modules: tuple[ModuleRow, ...]
@@ -68,6 +69,7 @@ def collect(run: Run, vs: Run | None = None, *, lints: bool = True) -> Report:
         programs=tuple(p.name for p in manifest.programs) if manifest else (),
         passes=passes,
         snapshots=snapshots,
+        places=fold_places(run, texts),
         kernels=kernels,
         notes=tuple(filter(None, [left_out(run, kernels)])),
         modules=modules,
