@@ -64,7 +64,7 @@ def describe_passes(report: Report, dump: Path, target: str) -> InspectManifest:
         status = "changed" if text.exists() else "same"
         counts = (row.ops_before, row.ops_after, len(row.events), len(row.misses))
         entries.append(PassEntry(row.number, row.name, status, digest, *counts, warnings=row.warnings))
-    return InspectManifest(SCHEMA, _producer(), _versions(), target, report.pipeline, imported, tuple(entries))
+    return InspectManifest(SCHEMA, producer(), library_versions(), target, report.pipeline, imported, tuple(entries))
 
 
 def _record(program: str, region: Region) -> RegionRecord:
@@ -77,11 +77,11 @@ def _hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _producer() -> str:
+def producer() -> str:
     return f"tilewright {importlib.metadata.version('tilewright')}"
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     installed = {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
     return {"python": platform.python_version(), **installed}
 

@@ -12,6 +12,7 @@ from tilewright.inspect.report.module_rows import ModuleRow, collect_modules
 from tilewright.inspect.report.names import Names, Texts, fold_places
 from tilewright.inspect.report.overview import Warning, collect_facts, collect_sentences, collect_warnings, name_of
 from tilewright.inspect.report.pass_rows import PassRow, collect_passes
+from tilewright.inspect.report.time_rows import TimedStep, collect_profiles
 from tilewright.inspect.run import Run
 from tilewright.ir.graph import Graph
 
@@ -45,7 +46,8 @@ class Report:
     kernels: tuple[KernelRow, ...]
     notes: tuple[str, ...]  # what was left out
     modules: tuple[ModuleRow, ...]
-    times: tuple[Table, ...]
+    profiles: tuple[TimedStep, ...]
+    times: tuple[Table, ...]  # rows of other programs
     numerics: tuple[Table, ...]
     other: Other | None
     texts: tuple[str, ...]  # lines that the rest points into
@@ -73,6 +75,7 @@ def collect(run: Run, vs: Run | None = None, *, lints: bool = True) -> Report:
         kernels=kernels,
         notes=tuple(filter(None, [left_out(run, kernels)])),
         modules=modules,
+        profiles=collect_profiles(run),
         times=collect_times(run),
         numerics=collect_numerics(run),
         other=_collect_other(vs, names[1], texts, final, lints=lints) if vs is not None else None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from tilewright.inspect.report.data import Report, collect
 from tilewright.inspect.run import Run
 
-SCRIPTS = ("base", "names", "lanes", "virtual", "ledger", "card", "passes", "tables", "kernels", "overview", "modules", "search", "app")
+SCRIPTS = ("base", "names", "lanes", "virtual", "ledger", "card", "passes", "tables", "kernels", "overview", "modules", "time", "search", "app")
 CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 

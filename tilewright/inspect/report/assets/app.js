@@ -8,9 +8,7 @@ const VIEWS_OF = {
   passes: renderPasses,
   kernels: renderKernels,
   modules: renderModules,
-  time: (node) => renderMeasured(node, {
-    title: 'Time', tables: data.times, nothing: ['No times are recorded with this run.', '`tilewright profile ENGINE` times every launch of a decode step on the machine at hand. Rows kept in `inspect/perf/*.jsonl` are shown here when the report is written again.'],
-  }),
+  time: renderTime,
   accuracy: (node) => renderMeasured(node, {
     title: 'Accuracy', tables: data.numerics, nothing: ['No errors are recorded with this run.', '`tilewright check ENGINE --save` compares every pass, tensor and kernel with the import in wide floats and keeps the rows in `inspect/numerics`; write the report again after it.'],
   }),

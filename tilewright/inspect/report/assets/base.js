@@ -43,7 +43,7 @@ function prose(text) {
 }
 
 const TABS = ['overview', 'passes', 'kernels', 'time', 'accuracy', 'modules'];
-const KEPT = { overview: [], passes: ['pass', 'tensor', 'show', 'views', 'weights'], kernels: ['kernel', 'code', 'sort'], time: ['sort'], accuracy: ['sort'], modules: ['module'] };
+const KEPT = { overview: [], passes: ['pass', 'tensor', 'show', 'views', 'weights'], kernels: ['kernel', 'code', 'sort'], time: ['sort', 'profile'], accuracy: ['sort'], modules: ['module'] };
 let state = read();
 
 function read() {
