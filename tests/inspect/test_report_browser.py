@@ -1,11 +1,12 @@
 """The report in a real browser, offline: fast, small, reachable by keys and by address, readable in both themes."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from recorded import llama_run
-from reported import report_file
+from reported import RED, measured_run, report_file
 
 from tilewright.inspect.report import write_report
 
@@ -301,6 +302,26 @@ def test_what_was_not_measured_names_the_command(opened):
     assert "tilewright check ENGINE --save" in page.locator("main").inner_text()
     page.evaluate(SWITCH, "time")
     assert "tilewright profile ENGINE" in page.locator("main").inner_text()
+
+
+def test_what_was_measured_has_pictures_that_read_without_colour(opened):
+    page = opened.open("measured", "accuracy")
+    red = page.locator(".heat td.red")
+    assert red.all_inner_texts() == ["✕"] and set(page.locator(".heat td.grey").all_inner_texts()) == {"~"}
+    assert set(page.locator(".heat td.ok").all_inner_texts()) == {"·"} and page.locator(".key").all_inner_texts()[0].startswith("✕ not rounding: 1")
+    assert num_nodes(page) <= 3000
+    red.locator("a").click()
+    page.wait_for_selector(".card h2")
+    assert page.locator(".card h2").inner_text() == RED and page.locator(".neighbours .near.own").count() == 1
+    page.evaluate(SWITCH, "time")
+    assert "2 sequences of 24 tokens" in page.locator("main").inner_text() and page.locator(".roofline .roof").count() == 1
+    spots = page.locator(".spot text").all_text_contents()
+    places = page.locator("[aria-label='Kernels by time'] [role=row]:not(.th)").count()
+    assert len(spots) == places and spots == [str(n + 1) for n in range(places)]
+    with page.expect_download() as saved:
+        page.locator("[data-focus=trace]").click()
+    assert len(json.loads(Path(saved.value.path()).read_text())["traceEvents"]) == len(measured_run().engine.manifest.programs[0].launches)
+    opened.check()
 
 
 # -- themes and no scripts ------------------------------------------------------------------------------------------------------

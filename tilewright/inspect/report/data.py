@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tilewright.inspect.report.heat import Heat, collect_heat
 from tilewright.inspect.report.kernel_rows import KernelRow, collect_kernels, left_out
 from tilewright.inspect.report.ledger import Row, Snapshot, snapshot
 from tilewright.inspect.report.measured import Table, collect_numerics, collect_times
@@ -49,6 +50,7 @@ class Report:
     profiles: tuple[TimedStep, ...]
     times: tuple[Table, ...]  # rows of other programs
     numerics: tuple[Table, ...]
+    heat: Heat | None  # errors of values by layer
     other: Other | None
     texts: tuple[str, ...]  # lines that the rest points into
 
@@ -78,6 +80,7 @@ def collect(run: Run, vs: Run | None = None, *, lints: bool = True) -> Report:
         profiles=collect_profiles(run),
         times=collect_times(run),
         numerics=collect_numerics(run),
+        heat=collect_heat(run),
         other=_collect_other(vs, names[1], texts, final, lints=lints) if vs is not None else None,
         texts=texts.lines,
     )

@@ -14,7 +14,10 @@ from tilewright.inspect.run import Run
 MAX_ROWS = 2000
 NUMERICS = {
     "passes": ("Logits after each pass, against the import in wide floats", ["number", "name", "logits.*", "worst.name", "worst.ratio"]),
-    "values": ("Tensors of the final graph", ["name", "op", "level", "isolated", "floor", "ratio", "accumulated", "abs_max", "not_finite", "budget"]),
+    "values": (
+        "Tensors of the final graph",
+        ["name", "op", "level", "isolated", "floor", "ratio", "lossy", "budget", "accumulated", "abs_max", "not_finite"],
+    ),
     "launches": ("Launches of the engine, one by one", []),
 }  # title, columns in order; `a.*` stands for all under a, nothing for all there are
 Cell = str | float | None
@@ -42,8 +45,13 @@ def _inspect(run: Run) -> Path:
     return run.folder.parent if run.folder.name == "passes" else run.folder
 
 
+def read_rows(run: Run, name: str) -> list[dict[str, Any]]:
+    """Of a file of JSON lines; empty where it is not there. Raises EngineError."""
+    return run.read(_inspect(run) / f"{name}.jsonl", lambda text: [dict(_flatten(json.loads(line))) for line in text.splitlines()]) or []
+
+
 def _read(run: Run, name: str, title: str, wanted: list[str]) -> Table | None:
-    rows = run.read(_inspect(run) / f"{name}.jsonl", lambda text: [dict(_flatten(json.loads(line))) for line in text.splitlines()])
+    rows = read_rows(run, name)
     if not rows:
         return None
     every = list(dict.fromkeys(key for row in rows for key in row))

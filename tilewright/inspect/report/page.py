@@ -11,7 +11,10 @@ from pathlib import Path
 from tilewright.inspect.report.data import Report, collect
 from tilewright.inspect.run import Run
 
-SCRIPTS = ("base", "names", "lanes", "virtual", "ledger", "card", "passes", "tables", "kernels", "overview", "modules", "time", "search", "app")
+SCRIPTS = (
+    "base", "names", "lanes", "virtual", "ledger", "neighbours", "card", "passes", "tables", "kernels", "overview", "modules", "time", "accuracy",
+    "search", "app",
+)  # fmt: skip
 CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 

@@ -70,10 +70,8 @@ def _row(run: Run, profile: RecordedProfile, name: str, group: list[RecordedLaun
 
 def _notes(profile: RecordedProfile, kernels: Iterable[TimeRow]) -> Iterable[str]:
     gap = profile.sum_us / profile.step_us - 1 if profile.step_us else 0.0
-    yield (
-        f"{'! ' if abs(gap) > GAP else ''}The launches one by one add up to {abs(gap):.1%} {'more' if gap >= 0 else 'less'} than one replay of all of them"
-        + (": something that no launch is charged with takes time, or launches overlap." if abs(gap) > GAP else ".")
-    )
+    said = f"The launches one by one add up to {abs(gap):.1%} {'more' if gap >= 0 else 'less'} than one replay of all of them"
+    yield f"! {said}: something that no launch is charged with takes time, or launches overlap." if abs(gap) > GAP else f"{said}."
     host = profile.wall_us - profile.step_us
     if host >= 0:
         yield f"A step as the runtime runs it takes {host:.1f} µs more than the replay ({host / profile.wall_us:.0%} of it): sampling and the host."

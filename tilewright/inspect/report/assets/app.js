@@ -9,9 +9,7 @@ const VIEWS_OF = {
   kernels: renderKernels,
   modules: renderModules,
   time: renderTime,
-  accuracy: (node) => renderMeasured(node, {
-    title: 'Accuracy', tables: data.numerics, nothing: ['No errors are recorded with this run.', '`tilewright check ENGINE --save` compares every pass, tensor and kernel with the import in wide floats and keeps the rows in `inspect/numerics`; write the report again after it.'],
-  }),
+  accuracy: renderAccuracy,
 };
 
 const isDark = () => (state.theme ? state.theme === 'dark' : systemDark.matches);

@@ -76,6 +76,7 @@ function card(step, name, show) {
       fact('read by', readers.length ? readers.slice(0, 12).map((r) => h('div', {}, r.row.kind === 'return' ? 'the result of the graph' : tensorLink(tensorOf(r.row, r.layer), r.row.isConst ? '@' : '%', name))) : h('span', { class: 'quiet' }, 'nothing'),
         readers.length > 12 ? h('div', { class: 'quiet' }, `and ${readers.length - 12} more`) : null),
     ),
+    row.kind === 'param' ? null : neighbours(name, sigil, row.op, reads, readers.filter((r) => r.row.kind !== 'return').map((r) => (r.row.isConst ? '@' : '%') + tensorOf(r.row, r.layer))),
     h('h3', {}, 'History'),
     h('ol', { class: 'history' }, historyOf(name).map(({ pass, made, changed, gone, events }) => h('li', { class: pass.number === step.number ? 'here' : null },
       h('a', { href: link({ pass: pass.number, tab: 'passes' }) }, `${two(pass.number)} ${pass.name}`),
