@@ -23,24 +23,16 @@ def profile(
     save: Annotated[bool, typer.Option(help="keep what was measured in ENGINE/inspect/perf, where `tilewright report` finds it")] = True,
 ) -> None:
     """Time every launch of a decode step, and say which modules it computes and how near it is to the machine's limit."""
-    from tilewright.inspect.perf import save_profile
-    from tilewright.inspect.profile import print_profile, profile_decode, to_trace
-    from tilewright.measure import measure_compute_limit, measure_read_limit
+    from tilewright.inspect.perf import CONTEXT, profile_here, save_profile
+    from tilewright.inspect.profile import print_profile, to_trace
     from tilewright.runtime import LLM
-    from tilewright.runtime.dtypes import TORCH_DTYPES
     from tilewright.show import print_text, write_text
 
     llm = LLM(engine)
     limits = llm.manifest.limits
-    device = llm.engine.backend.device
-    has_limits = device.type == "cuda"
-    found = profile_decode(
-        llm, batch=batch, context=context or min(384, limits.max_input_len + limits.max_output_len - 1),
-        limit=measure_read_limit() if has_limits else None,
-        compute_limit=measure_compute_limit(TORCH_DTYPES[llm.manifest.model.dtype]) if has_limits else None,
-    )  # fmt: skip
+    found = profile_here(llm, batch=batch, context=context or min(CONTEXT, limits.max_input_len + limits.max_output_len - 2))
     print_text(print_profile(found, layer=layer))
     if trace is not None:
         write_text(trace, json.dumps(to_trace(found)))
     if save:
-        print(f"kept in {save_profile(engine, found, device)}", file=sys.stderr)
+        print(f"kept in {save_profile(engine, found, llm.engine.backend.device)}", file=sys.stderr)

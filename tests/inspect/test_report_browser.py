@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from recorded import llama_run
+from recorded import engine, llama_run
 from reported import RED, measured_run, report_file
 
+from tilewright.inspect import load
 from tilewright.inspect.report import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'tilewright[dev]'")
@@ -321,6 +322,26 @@ def test_what_was_measured_has_pictures_that_read_without_colour(opened):
     with page.expect_download() as saved:
         page.locator("[data-focus=trace]").click()
     assert len(json.loads(Path(saved.value.path()).read_text())["traceEvents"]) == len(measured_run().engine.manifest.programs[0].launches)
+    opened.check()
+
+
+def test_a_notebook_s_output_is_the_page_offline(opened, tmp_path):
+    view = load(engine("llama3")).view("passes", pass_="fuse-qkv", tensor="model.layers.1.self_attn.qkv")
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><meta charset=utf-8><h1>A notebook</h1>{view._repr_html_()}", encoding="utf-8")
+    opened.url = f"file://{notebook}"
+    opened.page.goto(opened.url)
+    frame = opened.page.frames[1]
+    frame.wait_for_selector("html[data-ready]")
+    assert frame.locator(".pass[aria-current]").inner_text().startswith("17")
+    assert frame.locator(".card h2").inner_text() == "%model.layers.1.self_attn.qkv"
+    frame.locator("[data-focus=tab-kernels]").click()
+    frame.wait_for_selector("div.kernels")
+    frame.locator("[data-focus=tab-passes]").click()
+    frame.locator(".ledger").focus()
+    opened.page.keyboard.press("ArrowDown")
+    frame.wait_for_selector(".row.selected")
+    assert opened.page.url == opened.url
     opened.check()
 
 

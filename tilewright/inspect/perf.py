@@ -14,13 +14,17 @@ from pathlib import Path
 
 import torch
 
-from tilewright.inspect.profile import Profile
+from tilewright.inspect.profile import Profile, profile_decode
 from tilewright.inspect.run import Run
 from tilewright.inspection import library_versions, producer
 from tilewright.ir.errors import EngineError, TilewrightError
 from tilewright.ir.manifest import decode
+from tilewright.measure import measure_compute_limit, measure_read_limit
+from tilewright.runtime import LLM
+from tilewright.runtime.dtypes import TORCH_DTYPES
 
 SCHEMA = 1
+CONTEXT = 384  # tokens of a sequence, or what the engine takes
 PERF = Path("inspect") / "perf"
 
 
@@ -58,6 +62,14 @@ class RecordedProfile:
         if self.read_limit is None:
             return None
         return max(launch.num_bytes / self.read_limit, launch.operations / self.compute_limit if self.compute_limit else 0.0) * 1e6
+
+
+def profile_here(llm: LLM, *, batch: int, context: int) -> Profile:
+    """A decode step, beside the limits of the machine that it runs on, which are measured on a GPU. Raises EngineError."""
+    if llm.engine.backend.device.type != "cuda":
+        return profile_decode(llm, batch=batch, context=context)
+    compute = measure_compute_limit(TORCH_DTYPES[llm.manifest.model.dtype])
+    return profile_decode(llm, batch=batch, context=context, limit=measure_read_limit(), compute_limit=compute)
 
 
 def save_profile(engine: Path, profile: Profile, device: torch.device) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tilewright.inspect.report.heat import Heat, collect_heat
 from tilewright.inspect.report.kernel_rows import KernelRow, collect_kernels, left_out
 from tilewright.inspect.report.ledger import Row, Snapshot, snapshot
+from tilewright.inspect.report.lenses import LensView, look_through
 from tilewright.inspect.report.measured import Table, collect_numerics, collect_times
 from tilewright.inspect.report.module_rows import ModuleRow, collect_modules
 from tilewright.inspect.report.names import Names, Texts, fold_places
@@ -51,6 +52,7 @@ class Report:
     times: tuple[Table, ...]  # rows of other programs
     numerics: tuple[Table, ...]
     heat: Heat | None  # errors of values by layer
+    lenses: tuple[LensView, ...]  # of other packages
     other: Other | None
     texts: tuple[str, ...]  # lines that the rest points into
 
@@ -81,6 +83,7 @@ def collect(run: Run, vs: Run | None = None, *, lints: bool = True) -> Report:
         times=collect_times(run),
         numerics=collect_numerics(run),
         heat=collect_heat(run),
+        lenses=look_through(run),
         other=_collect_other(vs, names[1], texts, final, lints=lints) if vs is not None else None,
         texts=texts.lines,
     )

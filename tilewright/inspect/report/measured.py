@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,11 @@ def read_rows(run: Run, name: str) -> list[dict[str, Any]]:
 
 def _read(run: Run, name: str, title: str, wanted: list[str]) -> Table | None:
     rows = read_rows(run, name)
-    if not rows:
-        return None
+    return table_of(title, rows, wanted) if rows else None
+
+
+def table_of(title: str, rows: Sequence[Mapping[str, Any]], wanted: Sequence[str] = ()) -> Table:
+    """wanted: columns in order, `a.*` for all under a; all there are without it."""
     every = list(dict.fromkeys(key for row in rows for key in row))
     columns = [key for want in wanted for key in every if key == want or (want.endswith("*") and key.startswith(want[:-1]))] or every
     cells = tuple(tuple(_cell(row.get(key)) for key in columns) for row in rows[:MAX_ROWS])

@@ -28,7 +28,8 @@ def write_report(run: Run, path: str | Path, vs: Run | None = None, *, lints: bo
     return aside.replace(path)
 
 
-def render(report: Report) -> str:
+def render(report: Report, start: str = "") -> str:
+    """start: the fragment that an address without one stands for."""
     assets = files("tilewright.inspect.report") / "assets"
 
     def read(name: str) -> str:
@@ -41,6 +42,7 @@ def render(report: Report) -> str:
         "style": read("style.css"),
         "summary": html.escape(summarize(report)),
         "data": embed(report),
+        "start": html.escape(start),
         "script": f"'use strict';\n(() => {{\n{scripts}\n}})();",
     }
     pieces = read("page.html").split("@@")  # text, name of a part, text, ...

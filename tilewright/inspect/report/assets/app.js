@@ -54,6 +54,12 @@ document.getElementById('brand').append(h('b', {}, 'tilewright'), h('span', {}, 
 startSearch();
 addEventListener('hashchange', render);
 addEventListener('keydown', onKey);
+addEventListener('click', (event) => { // a page inside a frame has its parent's address as its base
+  const anchor = location.protocol === 'about:' && event.target.closest('a[href^="#"]');
+  if (!anchor) return;
+  event.preventDefault();
+  location.hash = anchor.getAttribute('href');
+});
 systemDark.addEventListener('change', render);
 document.getElementById('page').hidden = false;
 render();

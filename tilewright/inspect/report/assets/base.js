@@ -47,7 +47,7 @@ const KEPT = { overview: [], passes: ['pass', 'tensor', 'show', 'views', 'weight
 let state = read();
 
 function read() {
-  const [tab, rest] = location.hash.slice(1).split('?');
+  const [tab, rest] = (location.hash || document.documentElement.dataset.start).slice(1).split('?');
   const found = { tab: TABS.includes(tab) ? tab : 'overview' };
   for (const [key, value] of new URLSearchParams(rest || '')) found[key] = value;
   return found;
@@ -69,7 +69,7 @@ function link(changes) {
 function go(changes, quietly) {
   const next = link(changes);
   if (next === location.hash) return;
-  if (quietly) {
+  if (quietly && location.protocol !== 'about:') { // which has no address to replace
     history.replaceState(null, '', next);
     dispatchEvent(new HashChangeEvent('hashchange'));
   } else location.hash = next;
