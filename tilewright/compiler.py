@@ -144,8 +144,8 @@ def build(
     if not isinstance(optimized, Optimized):
         raise PassError("build", f"got a {type(optimized).__name__}", "pass what optimize(trace(model)) returned")
     if optimized.info is None and optimized.weights is not None:
-        problem = "the graph came from an ONNX file, which tells neither its limits nor where logits of chosen rows and pages of a cache go"
-        raise PassError("build", problem, "optimize it, look at it and export it; for an engine compile(...) the checkpoint that it was exported from")
+        problem = "it came from an ONNX file, which tells neither its limits nor where pages of a cache go"
+        raise PassError("build", problem, "it can be optimized and exported; for an engine compile(...) the checkpoint that it was exported from")
     if optimized.info is None:
         raise PassError("build", "the graph came from text, so it has no weights", "pass what optimize(trace(model)) returned")
     out, target = choose_destination(out), choose_target(target)

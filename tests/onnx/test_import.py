@@ -87,7 +87,8 @@ def test_the_passes_run_on_an_imported_graph(staged, tmp_path):
 
 def test_an_engine_of_an_imported_graph_is_refused_with_what_to_do(staged, tmp_path):
     imported = tw.optimize(import_onnx(tw.export_onnx(staged("llama2", "import"), tmp_path / "one.onnx")), "simplify")
-    with pytest.raises(tw.TilewrightError, match="came from an ONNX file, which tells .*; for an engine compile.* the checkpoint that it was exported"):
+    said = "it came from an ONNX file, which tells .*; for an engine compile.* the checkpoint that it was exported"
+    with pytest.raises(tw.TilewrightError, match=said):
         tw.build(imported, tmp_path / "engine", target="cpu")
 
 
