@@ -14,7 +14,7 @@ from tilewright.show import colour_text
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 CHROMIUM = "/usr/bin/chromium"
-SIZE = {"width": 1280, "height": 760}
+SIZE = {"width": 1440, "height": 800}
 LIMITS = "--max-batch-size 4 --max-input-len 64 --max-output-len 64"
 LOUD = '''
 import tilewright as tw
@@ -41,10 +41,8 @@ SCREENS = {  # name: page, fragment; KERNEL stands for the kernel of the MLP's f
     "kernels": ("gpu.html", "kernels?kernel=KERNEL"),
 }
 TERMINALS = {
-    "diff": "diff engine fuse-qkv",
     "blame": "blame engine model.layers.2.self_attn.k_proj",
     "check": "--load loud.py check loud",
-    "kernel": "kernel gpu KERNEL",
     "test-pass": "--load examples/gallery/fold_norm_scale.py test-pass fold-norm-scale --cases examples/gallery/fold-norm-scale.ir",
 }
 MAX_LINES = 34
@@ -83,7 +81,7 @@ def main() -> None:
             run(words, folder)
         kernel = next(file.stem for file in sorted((folder / "gpu" / "kernels").glob("gate_up*.py")))
         for name, words in TERMINALS.items():
-            draw_terminal(name, words.replace("KERNEL", kernel), folder)
+            draw_terminal(name, words, folder)
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
         for name, (file, fragment) in SCREENS.items():
             page = browser.new_page(viewport=SIZE)
