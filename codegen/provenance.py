@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp, short_label
 from tilewright.ir.graph import Op
+from tilewright.ir.places import fold_lines
 from tilewright.ir.regions import Region
 
 _GATHERS = ("embedding", "gather_rows")
@@ -54,14 +55,15 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def op_notes(plan: KernelPlan, regions: Sequence[Region]) -> tuple[str, ...]:
-    """For each op of the plan: `%name  module`, over all regions that share the kernel."""
+    """For each op of the plan: `%name  module  file:line`, over all regions that share the kernel."""
     return tuple(_note([region.ops[i] for region in regions]) for i in range(len(plan.ops)))
 
 
 def _note(ops: Sequence[Op]) -> str:
     names = list(dict.fromkeys("%" + short_label(op.results[0].name) for op in ops))
     modules = join_siblings(fold_paths(m for op in ops for m in op.loc.modules))
-    return "  ".join(part for part in (_few(names), _few(modules)) if part)
+    lines = [line.rpartition("/")[2] for line in fold_lines(line for op in ops for line in op.loc.sources)]
+    return "  ".join(part for part in (_few(names), _few(modules), _few(lines)) if part)
 
 
 def _few(items: Sequence[str]) -> str:
@@ -78,6 +80,7 @@ def header(plan: KernelPlan, regions: Sequence[Region]) -> str:
     lines = [
         f"# {plan.label}: {flow}    plan {plan.digest}   regime {_regime(plan)}",
         *_wrap("from", ", ".join(modules) or "the graph"),
+        *_wrap("lines", ", ".join(fold_lines(line for region in regions for op in region.ops for line in op.loc.sources))),
         *_wrap("reads", f"{', '.join(reads)}    {_bytes_text(plan)}"),
         *_wrap("writes", ", ".join(writes)),
         *_wrap("cut", "; ".join(dict.fromkeys(r.reason for r in regions if r.reason)) or "end of the graph"),

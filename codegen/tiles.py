@@ -142,7 +142,7 @@ def _choose_large(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTi
     return LinearTile(block_m, block_n, block_k, warps, stages, group_m=8)
 
 
-_MOST_SPLITS, _FEWEST_STEPS = 8, 4  # of one tile; of one program
+_MOST_PARTS, _FEWEST_STEPS = 8, 4  # of one tile; of one program
 _MOST_SPLIT_TOKENS = 256  # of more, tiles are many and their parts large
 _SPLIT_BYTES = 9e6  # what is read in the time that the last program of a tile waits for the others' parts: 2 µs
 _OPERATIONS_PER_BYTE = 155  # done in the time that a byte is read: 700 TFLOP/s at 4.53 TB/s
@@ -164,7 +164,7 @@ def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: 
         parts = _SPLIT_BYTES + splits * tokens * n * 4 * 1.5 if splits > 1 else 0  # f32, written and read in the L2 cache
         return max(reading, computing) * (alone if waves == 1 else 1) * waves * num_cores / (tiles * splits) + parts
 
-    most = max(1, min(_MOST_SPLITS, -(-k // tile.block_k) // _FEWEST_STEPS))
+    most = max(1, min(_MOST_PARTS, -(-k // tile.block_k) // _FEWEST_STEPS))
     return min(range(1, most + 1), key=cost)
 
 

@@ -122,12 +122,18 @@ def root_class(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """`modeling_llama.py:259`: the deepest line of a modeling file, or ''."""
+    """`transformers/models/llama/modeling_llama.py:259`: the deepest line of a modeling file, or ''."""
     frames = findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    places = [(Path(file).name, line) for file, line in frames if "transformers" in file]
-    modeling = [place for place in places if place[0].startswith("modeling_") and place[0] != "modeling_rope_utils.py"]
-    name, line = (modeling or places or [("", "")])[-1]
-    return f"{name}:{line}" if name else ""
+    places = [(Path(file), line) for file, line in frames if "transformers" in file]
+    modeling = [place for place in places if place[0].name.startswith("modeling_") and place[0].name != "modeling_rope_utils.py"]
+    found = modeling or places
+    return f"{_from_package(found[-1][0])}:{found[-1][1]}" if found else ""
+
+
+def _from_package(file: Path) -> str:
+    """The path from the package on, as it is on every machine."""
+    start = max((at for at, part in enumerate(file.parts) if part in ("transformers", "transformers_modules")), default=len(file.parts) - 1)
+    return "/".join(file.parts[start:])
 
 
 def insert_call(graph: Graph, before: Node, target: object, *args: object, **kwargs: object) -> Node:

@@ -230,6 +230,10 @@ class Graph:
             count += 1
         return f"{name}.{count}"
 
+    def become(self, other: Graph) -> None:
+        """Takes over all that the other one holds, which is of no use after that."""
+        self.__dict__ = other.__dict__
+
     def copy(self) -> Graph:
         """The same graph with ops and values of its own."""
         twin = Graph(self.name, self.dims)

@@ -13,9 +13,11 @@ from tilewright.ir.errors import PassError, TilewrightError
 from tilewright.ir.events import Event, EventLog, Miss
 from tilewright.ir.fold import fold_flat
 from tilewright.ir.graph import Graph
+from tilewright.ir.places import PLACES_FILE, Places, places_of, print_places
 from tilewright.ir.printer import print_graph
 from tilewright.ir.records import print_records
 from tilewright.ir.verifier import verify
+from tilewright.passes.instrument import Instrument
 from tilewright.passes.registry import Step, parse_pipeline, print_pipeline
 from tilewright.passes.rewriter import Rewriter
 from tilewright.passes.validation import Validator
@@ -63,7 +65,10 @@ class PassManager:
     limit: int | None = None  # rewrites allowed over all passes
     stop_after: str = ""  # name of the last pass to run
     on_pass: Callable[[PassRow], None] = lambda row: None
+    instrument: Instrument | None = None
     log: EventLog = field(default_factory=EventLog)
+    _places: Places = field(default_factory=dict)  # as dumped last
+    _places_text: str = ""
 
     @staticmethod
     def of(pipeline: str, **options: object) -> PassManager:
@@ -96,12 +101,14 @@ class PassManager:
         num_ops, num_anchors = len(graph), len(graph.find(step.info.per_layer)) if step.info.per_layer else 0
         started = time.perf_counter()
         try:
-            step.make().run(graph, Rewriter(graph, self.log, step.info.name))
+            self._apply(graph, step)
             graph.sort()
             verify(graph, **({"levels": step.info.levels} if step.info.levels else {}))
             added = self.validator.check(graph, step.info.name, step.info.tolerance) if self.validator is not None else None
         except Exception as failure:
             self._dump_crash(name, before, step, failure)
+            if self.instrument is not None:
+                self.instrument.on_error(step.info.name, failure)
             error = failure if isinstance(failure, TilewrightError) else _describe_failure(step, failure)
             error.add_note(f"in pass {number}, {step}")
             raise error from (failure.__cause__ if error is failure else failure)
@@ -110,12 +117,40 @@ class PassManager:
         row = PassRow(number, str(step), num_ops, len(graph), events, misses, time.perf_counter() - started, added, warnings)
         return row, self._dump_row(name, before, graph, row)
 
+    def _apply(self, graph: Graph, step: Step) -> None:
+        hooks, name = self.instrument, step.info.name
+        if hooks is None:
+            step.make().run(graph, Rewriter(graph, self.log, name))
+        elif hooks.should_run(name):
+            hooks.before_pass(name, graph)
+            self._apply_with(hooks, graph, step)
+            hooks.after_pass(name, graph)
+
+    def _apply_with(self, hooks: Instrument, graph: Graph, step: Step) -> None:
+        """Again from the start, without the places of rewrites that were refused, until none is."""
+        num_events, num_misses = len(self.log.events), len(self.log.misses)
+        held_back: dict[str, None] = {}
+        while True:
+            before = graph.copy()
+            step.make().run(graph, Rewriter(graph, self.log, step.info.name, held_back))
+            refused = [event for event in self.log.events[num_events:] if hooks.on_rewrite(event) is False]
+            if not refused:
+                return
+            stubborn = next((event for event in refused if event.anchor in held_back), None)
+            if stubborn is not None:
+                raise PassError(f"{step.info.name} at %{stubborn.anchor}", "the pass rewrites there though on_rewrite said no", "leave the pass out")
+            held_back |= dict.fromkeys(event.anchor for event in refused)
+            del self.log.events[num_events:], self.log.misses[num_misses:]
+            graph.become(before)
+
     # -- dumps ------------------------------------------------------------------------------------------------------------------
     def _dump_import(self, graph: Graph) -> str:
         if self.dump is None:
             return ""
         flat = print_graph(graph)
         self.dump.mkdir(parents=True, exist_ok=True)
+        self._places_text = ""
+        self._dump_places(0, {}, graph)
         _write(self.dump / "00-import.ir", fold_flat(flat))
         return flat
 
@@ -128,8 +163,17 @@ class PassManager:
         if after == before:
             _write(self.dump / f"{name}.same", "")
         else:
+            self._dump_places(row.number, self._places, graph)
             _write(self.dump / f"{name}.ir", fold_flat(after))
         return after
+
+    def _dump_places(self, number: int, before: Places, graph: Graph) -> None:
+        assert self.dump is not None
+        self._places = places_of(graph)
+        new = print_places(number, before, self._places)
+        if new:
+            self._places_text += new
+            _write(self.dump / PLACES_FILE, self._places_text)
 
     def _dump_crash(self, name: str, before: str, step: Step, failure: Exception) -> None:
         if self.dump is None:

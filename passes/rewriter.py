@@ -5,7 +5,7 @@ Knows no op by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from tilewright.ir.errors import PassError
@@ -18,15 +18,16 @@ from tilewright.ir.types import Loc
 class Rewriter:
     """Handed to every pass. `log.limit` bounds the rewrites of the whole pipeline: past it, `each` gives nothing more."""
 
-    def __init__(self, graph: Graph, log: EventLog, pass_name: str) -> None:
-        self.graph, self.log, self.pass_name = graph, log, pass_name
+    def __init__(self, graph: Graph, log: EventLog, pass_name: str, held_back: Collection[str] = ()) -> None:
+        """held_back: names of values at which nothing is to be rewritten."""
+        self.graph, self.log, self.pass_name, self.held_back = graph, log, pass_name, held_back
 
     def each(self, *op_names: str) -> Iterator[Op]:
         """Ops of these names (all, if none is given) in canonical order, as long as they are in the graph and rewrites are allowed."""
         for op in self.graph.ops:
             if self.log.is_exhausted:
                 return
-            if op in self.graph and (not op_names or op.name in op_names):
+            if op in self.graph and (not op_names or op.name in op_names) and op.results[0].name not in self.held_back:
                 yield op
 
     def only_reader(self, value: Value) -> Op | None:

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from tilewright.codegen.expressions import register_expression
     from tilewright.compiler import Optimized, build, compile, optimize, trace
     from tilewright.engine import Engine
+    from tilewright.instruments import inspecting
     from tilewright.ir.errors import TilewrightError
     from tilewright.ir.opdef import op
     from tilewright.ir.reference import reference
     from tilewright.ir.types import TensorType
     from tilewright.onnx_files import export_onnx, import_onnx
+    from tilewright.passes.instrument import Instrument
     from tilewright.passes.pattern import Match
     from tilewright.passes.registry import register_pass, rewrite
     from tilewright.passes.rewriter import Rewriter
@@ -32,12 +34,14 @@ _HOMES = {
     "Builder": "builder", "BuilderConfig": "builder", "LLM": "runtime", "SamplingParams": "runtime", "RequestOutput": "runtime",
     "TilewrightError": "ir.errors", "export_onnx": "onnx_files", "import_onnx": "onnx_files",
     "op": "ir.opdef", "reference": "ir.reference", "TensorType": "ir.types", "Match": "passes.pattern", "Rewriter": "passes.rewriter",
+    "inspecting": "instruments", "Instrument": "passes.instrument",
     "inspect": "inspect", "register_pass": "passes.registry", "rewrite": "passes.registry", "register_expression": "codegen.expressions",
 }  # fmt: skip
 
 __all__ = [
-    "LLM", "Builder", "BuilderConfig", "Engine", "Match", "Optimized", "RequestOutput", "Rewriter", "SamplingParams", "TensorType", "TilewrightError",
-    "build", "compile", "export_onnx", "import_onnx", "op", "optimize", "reference", "register_expression", "register_pass", "rewrite", "trace",
+    "LLM", "Builder", "BuilderConfig", "Engine", "Instrument", "Match", "Optimized", "RequestOutput", "Rewriter", "SamplingParams",
+    "TensorType", "TilewrightError", "build", "compile", "export_onnx", "import_onnx", "inspecting", "op", "optimize", "reference",
+    "register_expression", "register_pass", "rewrite", "trace",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,17 +20,19 @@ def profile(
     context: Annotated[int | None, typer.Option(help="tokens that each of them has (default: 384, or what the engine takes)")] = None,
     layer: Annotated[int | None, typer.Option(help="the launches of this layer, in order")] = None,
     trace: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write a trace for Perfetto")] = None,
+    save: Annotated[bool, typer.Option(help="keep what was measured in ENGINE/inspect/perf, where `tilewright report` finds it")] = True,
 ) -> None:
     """Time every launch of a decode step, and say which modules it computes and how near it is to the machine's limit."""
-    from tilewright.inspect.profile import print_profile, profile_decode, to_trace
-    from tilewright.measure import measure_read_limit
+    from tilewright.inspect.perf import CONTEXT, profile_here, save_profile
+    from tilewright.inspect.profile import print_profile, to_trace
     from tilewright.runtime import LLM
     from tilewright.show import print_text, write_text
 
     llm = LLM(engine)
     limits = llm.manifest.limits
-    limit = measure_read_limit() if llm.engine.backend.device.type == "cuda" else None
-    found = profile_decode(llm, batch=batch, context=context or min(384, limits.max_input_len + limits.max_output_len - 1), limit=limit)
+    found = profile_here(llm, batch=batch, context=context or min(CONTEXT, limits.max_input_len + limits.max_output_len - 2))
     print_text(print_profile(found, layer=layer))
     if trace is not None:
         write_text(trace, json.dumps(to_trace(found)))
+    if save:
+        print(f"kept in {save_profile(engine, found, llm.engine.backend.device)}", file=sys.stderr)

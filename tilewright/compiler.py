@@ -15,6 +15,7 @@ from tilewright.engine import Engine, count
 from tilewright.environment import read_environment
 from tilewright.inspect.pass_printer import PassPrinter
 from tilewright.inspection import inspection_files, keep_dumps, reproduce, stop_build, write_inspection
+from tilewright.instruments import current_instrument
 from tilewright.ir.errors import PassError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
@@ -82,7 +83,13 @@ def compile(
             if optimized.report.left:
                 raise stop_build(folder, out, optimized.report, stays=bool(elsewhere))
             stage.note(f"{sum(len(row.events) for row in optimized.report.rows)} rewrites: {len(optimized.graph)} ops")
-        return _write_engine(optimized, out, target, limits, stages, deterministic=deterministic, dump=folder, again=again)
+        engine = _write_engine(optimized, out, target, limits, stages, deterministic=deterministic, dump=folder, again=again)
+    if read_environment().inspect >= 3:
+        from tilewright.inspect.measure_engine import measure_engine
+
+        with stages.stage("measure") as stage:
+            stage.note(measure_engine(engine, traced.weights))
+    return engine
 
 
 def trace(model: Any, dtype: Any = None, max_model_len: int | None = None) -> Trace:
@@ -113,7 +120,7 @@ def optimize(
             printer(row, graph)
 
     steps = choose_steps(pipeline, quantize, length)
-    manager = PassManager(steps, dump=dump, limit=switches.opt_limit, stop_after=switches.stop_after, on_pass=tell)
+    manager = PassManager(steps, dump=dump, limit=switches.opt_limit, stop_after=switches.stop_after, on_pass=tell, instrument=current_instrument())
     if weights is not None and (switches.validate if validate is None else validate):
         from tilewright.validation import make_validator
 
@@ -137,6 +144,9 @@ def build(
     """
     if not isinstance(optimized, Optimized):
         raise PassError("build", f"got a {type(optimized).__name__}", "pass what optimize(trace(model)) returned")
+    if optimized.info is None and optimized.weights is not None:
+        problem = "it came from an ONNX file, which tells neither its limits nor where pages of a cache go"
+        raise PassError("build", problem, "it can be optimized and exported; for an engine compile(...) the checkpoint that it was exported from")
     if optimized.info is None:
         raise PassError("build", "the graph came from text, so it has no weights", "pass what optimize(trace(model)) returned")
     out, target = choose_destination(out), choose_target(target)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tilewright.ir.manifest import Kernel, Manifest
 from tilewright.ir.types import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from tilewright.inspect.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,13 @@ class Engine:
     def open(path: str | Path) -> Engine:
         """Reads the manifest alone. Raises EngineError."""
         return Engine(Path(path), Manifest.read(Path(path)))
+
+    @property
+    def inspect(self) -> Run:
+        """What the build recorded. Raises EngineError where it recorded nothing."""
+        from tilewright.inspect.run import load
+
+        return load(self.path)
 
     def __repr__(self) -> str:
         return f"<engine {self.path} for {self.manifest.target}>"

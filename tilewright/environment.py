@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 from tilewright.ir.errors import TilewrightError
@@ -73,7 +76,8 @@ def _stages_to_leave_out(text: str) -> tuple[str, ...]:
 
 SWITCHES: dict[str, Switch] = {
     "inspect": Switch(
-        lambda text: int(_one_of("0", "1", "2")(text)), "0, 1 or 2", "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes, 2 also PTX"
+        lambda text: int(_one_of("0", "1", "2", "3")(text)), "0, 1, 2 or 3",
+        "what a build keeps in ENGINE/inspect: 0 nothing, 1 passes, 2 also PTX, 3 also errors and times (runs the model)",
     ),
     "interpret": Switch(
         lambda text: _one_of("0", "1")(text) == "1", "0 or 1", "run Triton kernels slowly on the CPU; TRITON_INTERPRET=1 says the same"
@@ -92,9 +96,24 @@ SWITCHES: dict[str, Switch] = {
 }
 
 
+_OVERRIDES: ContextVar[Mapping[str, str]] = ContextVar("tilewright_switches", default=MappingProxyType({}))
+
+
+@contextmanager
+def override(switches: Mapping[str, str]) -> Iterator[None]:
+    """Sets switches by field name, as text, for what runs inside. Raises SwitchError at once."""
+    variables = {**_OVERRIDES.get(), **{f"{PREFIX}{name.upper()}": text for name, text in switches.items()}}
+    read_environment(variables)
+    before = _OVERRIDES.set(variables)
+    try:
+        yield
+    finally:
+        _OVERRIDES.reset(before)
+
+
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     """Raises SwitchError for a TILEWRIGHT_ variable that is unknown or has a value it cannot have."""
-    variables = os.environ if variables is None else variables
+    variables = {**os.environ, **_OVERRIDES.get()} if variables is None else variables
     found: dict[str, Any] = {}
     for variable, text in variables.items():
         if not variable.startswith(PREFIX):

@@ -18,6 +18,7 @@ from tilewright.environment import read_environment
 from tilewright.inspect.manifest import REGIONS_FILE, SCHEMA, InspectManifest, PassEntry, RegionRecord, print_regions
 from tilewright.ir.errors import PassError
 from tilewright.ir.manifest import MANIFEST_FILE, Limits
+from tilewright.ir.places import PLACES_FILE
 from tilewright.ir.regions import Region, Schedule
 from tilewright.passes.manager import Report
 
@@ -48,6 +49,7 @@ def inspection_files(level: int, report: Report, schedules: Sequence[Schedule], 
     if dump is not None:
         files[MANIFEST_FILE] = describe_passes(report, dump, lowered.target).print().encode()
         files |= {f"passes/{file.name}": file for file in sorted(dump.glob(DUMPS))}
+        files |= {file.name: file for file in dump.glob(PLACES_FILE)}
     if level >= 2 and lowered.target != "cpu":
         files |= _ptx(lowered)
     return files
@@ -62,7 +64,7 @@ def describe_passes(report: Report, dump: Path, target: str) -> InspectManifest:
         status = "changed" if text.exists() else "same"
         counts = (row.ops_before, row.ops_after, len(row.events), len(row.misses))
         entries.append(PassEntry(row.number, row.name, status, digest, *counts, warnings=row.warnings))
-    return InspectManifest(SCHEMA, _producer(), _versions(), target, report.pipeline, imported, tuple(entries))
+    return InspectManifest(SCHEMA, producer(), library_versions(), target, report.pipeline, imported, tuple(entries))
 
 
 def _record(program: str, region: Region) -> RegionRecord:
@@ -75,11 +77,11 @@ def _hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _producer() -> str:
+def producer() -> str:
     return f"tilewright {importlib.metadata.version('tilewright')}"
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     installed = {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
     return {"python": platform.python_version(), **installed}
 
@@ -146,7 +148,7 @@ def keep_dumps(out: Path, elsewhere: str, again: str) -> Iterator[Path]:
 def clear_dumps(folder: Path) -> Path:
     """Takes what an earlier run left."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob(DUMPS):
+    for file in (*folder.glob(DUMPS), *folder.glob(PLACES_FILE)):
         file.unlink()
     return folder
 
@@ -168,8 +170,10 @@ def _keep(dump: Path, out: Path, word: str) -> Path:
 
 
 def write_inspection(folder: Path, files: Mapping[str, bytes | Path]) -> None:
-    """Into a folder of its own; the dumps are there already."""
+    """Into a folder of its own, which holds the dumps already."""
     for name, data in files.items():
         if isinstance(data, bytes):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
+        else:
+            data.replace(folder / name)

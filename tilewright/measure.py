@@ -134,3 +134,18 @@ def measure_read_limit(num_bytes: int = READ_BYTES, repeat: int = 5) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     return data.numel() * 4 / min(times)
+
+
+def measure_compute_limit(dtype: torch.dtype, size: int = 8192, repeat: int = 5) -> float:
+    """Operations a second of this GPU's matrix products, as torch runs a large one: the best of `repeat`."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    out = torch.matmul(a, b)
+    times = []
+    for _ in range(repeat):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        torch.matmul(a, b, out=out)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return 2 * size**3 / min(times)

@@ -6,6 +6,7 @@ import re
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tilewright.engine import Engine
 from tilewright.inspect.layers import Group, Layers, group
@@ -20,6 +21,9 @@ from tilewright.ir.parser import parse_graph
 from tilewright.ir.printer import HEADER, print_graph, print_op
 from tilewright.passes.pipelines import default_pipeline
 from tilewright.passes.registry import PassInfo, load_passes
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def render(what: Path, stage: str | None, *, layer: int | None, flat: bool, op: str | None = None) -> str:
@@ -175,12 +179,18 @@ def print_text(text: str) -> None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         return
     from rich.console import Console
+
+    Console(soft_wrap=True, highlight=False).print(colour_text(text.rstrip("\n")))
+
+
+def colour_text(text: str) -> Text:
     from rich.text import Text
 
-    console = Console(soft_wrap=True, highlight=False)
-    for line in text.splitlines():
+    def colour(line: str) -> Text:
         shown = Text(line)
         for pattern, style in COLOURS:
             for match in pattern.finditer(line):
                 shown.stylize(style, match.start(1), match.end(1))
-        console.print(shown)
+        return shown
+
+    return Text("\n").join(map(colour, text.splitlines()))

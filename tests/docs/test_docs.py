@@ -50,5 +50,7 @@ def check(command, expected, folder):
         assert place < len(printed), f"$ {command}\nshould print {line!r}, printed:\n{done.stdout}"
 
 
-def test_there_are_pages():
+def test_there_are_pages_and_their_pictures():
     assert PAGES
+    named = {ROOT / "docs" / found for page in PAGES for found in re.findall(r"!\[[^\]]+\]\((\S+)\)", page.read_text(encoding="utf-8"))}
+    assert named and all(file.is_file() for file in named)

@@ -28,7 +28,7 @@ def test_the_table_and_the_fields_agree():
     "variable, text, said",
     [
         ("TILEWRIGHT_INSPEKT", "1", "TILEWRIGHT_INSPEKT: is no switch; did you mean 'TILEWRIGHT_INSPECT'?"),
-        ("TILEWRIGHT_INSPECT", "7", "TILEWRIGHT_INSPECT: is '7'; set it to 0, 1 or 2"),
+        ("TILEWRIGHT_INSPECT", "7", "TILEWRIGHT_INSPECT: is '7'; set it to 0, 1, 2 or 3"),
         ("TILEWRIGHT_PRINT", "all:some", "TILEWRIGHT_PRINT: is 'all:some'; set it to PASS, a glob, or all; with :full for graphs"),
         ("TILEWRIGHT_OPT_LIMIT", "-3", "TILEWRIGHT_OPT_LIMIT: is '-3'; set it to a number"),
     ],

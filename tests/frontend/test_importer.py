@@ -33,10 +33,10 @@ def test_the_result_of_a_module_bears_the_name_of_the_module(graph):
 def test_every_op_says_which_module_and_line_made_it(graph):
     unplaced = [op for op in graph.ops if not op.loc.sources or not (op.loc.modules or op.name == "gather_rows")]
     assert unplaced == []
-    assert all(re.fullmatch(r"[\w.]+\.py:\d+", source) for op in graph.ops for source in op.loc.sources)
+    assert all(re.fullmatch(r"transformers/[\w./]+\.py:\d+", source) for op in graph.ops for source in op.loc.sources)
     attention = graph.find("attention")[1]
     assert attention.loc.modules == ("model.layers.1.self_attn",)
-    assert attention.loc.sources[0].startswith("modeling_llama.py:")
+    assert attention.loc.sources[0].startswith("transformers/models/llama/modeling_llama.py:")
 
 
 def test_inputs_are_flat_and_the_result_has_a_row_for_each_row_asked_for(graph):

@@ -1,5 +1,7 @@
 """The history of tensors, kernels and modules: both ways through all passes, to a kernel at the end."""
 
+import re
+
 import pytest
 import zoo
 from recorded import engine, engine_run, llama_run
@@ -74,6 +76,27 @@ def test_a_module_of_which_nothing_is_left_is_folded_by_a_pass():
     assert isinstance(fate, ModuleFate)
     assert fate.folded_by is not None and fate.folded_by[0].name == "drop-dead-ops" and fate.folded_by[1]
     assert "folded  by pass 03 drop-dead-ops" in str(fate)
+
+
+def test_a_tensor_tells_its_lines_of_python_at_every_stage():
+    run = engine_run("llama3", quantize="int8")
+    norm = "model.layers.1.input_layernorm"
+    imported = [set(run.graph(0).value(name).producer.loc.sources) for name in (norm, f"{norm}.pow", f"{norm}.rsqrt")]
+    assert all(len(lines) == 1 for lines in imported) and len(set.union(*imported)) > 1
+    fused = run.final.value(norm).producer
+    assert fused.name == "rms_norm" and set(fused.loc.sources) >= set.union(*imported) and run.tensor(norm).sources == fused.loc.sources
+    assert all(re.fullmatch(r"transformers/[\w/]+\.py:\d+", line) for op in run.final.ops for line in op.loc.sources)
+    assert [op for op in run.final.ops if not op.loc.sources] == []
+    assert re.search(r"^  source +transformers/models/llama/modeling_llama.py:", str(run.blame(f"%{norm}")), re.MULTILINE)
+
+
+def test_a_kernel_s_header_and_its_origin_tell_the_lines():
+    run = engine_run("llama3")
+    kernel = next(k for k in run.engine.manifest.kernels if k.name.startswith("gate_up"))
+    (line,) = run.graph(0).value("model.layers.0.mlp.act_fn").producer.loc.sources
+    text = (run.engine.path / kernel.file).read_text()
+    assert f"# lines   {line}" in text and f"  {line.rpartition('/')[2]}\n" in text
+    assert line in str(run.blame(kernel.name)) and line in str(run.blame("model.layers.0.mlp.act_fn"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from recorded import folder, llama_run
-from reported import LAYERS, deep_run, gpu_run, report_file
+from reported import LAYERS, deep_run, gpu_run, measured_run, report_file
 
 from tilewright.cli import app
 from tilewright.inspect import load
@@ -17,6 +17,7 @@ from tilewright.inspect.diff import diff
 from tilewright.inspect.kernels import KernelView, Lint
 from tilewright.inspect.report import page, write_report
 from tilewright.inspect.report.data import collect
+from tilewright.inspect.report.heat import collect_heat
 from tilewright.inspect.report.kernel_rows import collect_kernels
 from tilewright.inspect.report.ledger import Row, snapshot
 from tilewright.inspect.report.measured import collect_numerics
@@ -161,6 +162,16 @@ def test_measured_errors_are_shown_where_they_are_kept(tmp_path):
     assert table.columns == ("name", "op", "isolated", "floor") and table.rows == (("%x", "silu", "nan", 1e-8),)
 
 
+def test_the_heat_strip_has_a_cell_for_each_value_and_layer():
+    heat = collect_heat(measured_run())
+    values = [v.name for op in measured_run().final.ops for v in op.results if not v.is_const]
+    assert heat.layers == LAYERS and heat.left_out == 0
+    assert sum(len(row.cells) for row in (*heat.rows, *heat.outside)) == len(values)
+    assert [(row.name, cell.layer) for row in heat.rows for cell in row.cells if cell.level == "red"] == [("model.layers.{L}.mlp.down_proj", 17)]
+    assert [layer for layer, (_, isolated) in enumerate(heat.depth) if isolated > 1e-3] == [17]
+    assert collect_heat(deep_run()) is None
+
+
 # -- the file -------------------------------------------------------------------------------------------------------------------
 def test_it_is_small_for_32_layers(text):
     assert len(text.encode()) < 3_000_000
@@ -180,7 +191,7 @@ def test_it_names_nothing_outside_itself(text):
     assert "@import" not in text and "url(" not in text and "fetch(" not in text and "eval(" not in text
 
 
-@pytest.mark.parametrize("name", ["deep", "vs", "sm_90"])
+@pytest.mark.parametrize("name", ["deep", "vs", "sm_90", "measured"])
 def test_it_holds_nothing_private(name):
     text = report_file(name).read_text(encoding="utf-8")
     private = [str(folder()), str(Path.cwd()), str(Path.home()) + "/", "somebody", "site-packages", "/tmp/"]
@@ -193,6 +204,33 @@ def test_no_text_of_a_model_ends_the_script(report):
     text = page.render(evil)
     assert text.lower().count("</script") == 2 and "<!--" not in text.partition("<body>")[2]
     assert data_of(text)["title"] == evil.title and data_of(text)["texts"][-1] == evil.texts[-1]
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1: what is left of linear RGB.
+VISION = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+READ = ["text panel", "quiet panel", "accent panel", "added added-bg", "removed removed-bg", "changed changed-bg"]
+READ += ["text chosen", "bg text", "text bar"]
+
+
+def luminance(colour, matrix):
+    linear = [(v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4) for v in (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))]
+    seen = [min(1, max(0, sum(m * v for m, v in zip(row, linear)))) for row in matrix]
+    return 0.2126 * seen[0] + 0.7152 * seen[1] + 0.0722 * seen[2]
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize("theme", [":root", ':root[data-theme="dark"]'], ids=["light", "dark"])
+def test_every_status_is_legible_to_eyes_that_see_fewer_colours(vision, theme):
+    """Signs tell statuses apart (see the browser's tests); here, that no sign or word drowns in its background."""
+    (block,) = re.findall(rf"^{re.escape(theme)} {{(.*?)}}", (ASSETS / "style.css").read_text(), re.DOTALL | re.MULTILINE)
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+    for pair in READ:
+        dark, light = sorted(luminance(colours[name], VISION[vision]) for name in pair.split())
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, pair
 
 
 def test_a_reader_without_javascript_gets_the_summary(text):

@@ -1,12 +1,14 @@
 """The report in a real browser, offline: fast, small, reachable by keys and by address, readable in both themes."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from recorded import llama_run
-from reported import report_file
+from recorded import engine, llama_run
+from reported import RED, measured_run, report_file
 
+from tilewright.inspect import load
 from tilewright.inspect.report import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'tilewright[dev]'")
@@ -248,7 +250,8 @@ def test_marks_are_signs_as_well_as_colours(opened):
 def test_a_tensor_s_card_has_its_history_kernel_and_neighbours(opened):
     page = opened.open("deep", "passes?pass=20&tensor=model.layers.3.mlp.mul")
     text = page.locator(".card").inner_text()
-    for word in ("gated", "model.layers.3.mlp", "gate_up_", "00 import", "08 raise-gated", "18 fuse-gate-up", "%.mlp.mul.gate_up", "%.mlp.down_proj"):
+    for word in ("gated", "model.layers.3.mlp", "gate_up_", "00 import", "08 raise-gated", "18 fuse-gate-up", "%.mlp.mul.gate_up", "%.mlp.down_proj",
+                 "transformers/models/llama/modeling_llama.py:"):  # fmt: skip
         assert word in text, word
     page.locator(".card a", has_text="gate_up_").first.click()
     page.wait_for_selector(".detail")
@@ -300,6 +303,46 @@ def test_what_was_not_measured_names_the_command(opened):
     assert "tilewright check ENGINE --save" in page.locator("main").inner_text()
     page.evaluate(SWITCH, "time")
     assert "tilewright profile ENGINE" in page.locator("main").inner_text()
+
+
+def test_what_was_measured_has_pictures_that_read_without_colour(opened):
+    page = opened.open("measured", "accuracy")
+    red = page.locator(".heat td.red")
+    assert red.all_inner_texts() == ["✕"] and set(page.locator(".heat td.grey").all_inner_texts()) == {"~"}
+    assert set(page.locator(".heat td.ok").all_inner_texts()) == {"·"} and page.locator(".key").all_inner_texts()[0].startswith("✕ not rounding: 1")
+    assert num_nodes(page) <= 3000
+    red.locator("a").click()
+    page.wait_for_selector(".card h2")
+    assert page.locator(".card h2").inner_text() == RED and page.locator(".neighbours .near.own").count() == 1
+    page.evaluate(SWITCH, "time")
+    assert "2 sequences of 24 tokens" in page.locator("main").inner_text() and page.locator(".roofline .roof").count() == 1
+    spots = page.locator(".spot text").all_text_contents()
+    places = page.locator("[aria-label='Kernels by time'] [role=row]:not(.th)").count()
+    assert len(spots) == places and spots == [str(n + 1) for n in range(places)]
+    with page.expect_download() as saved:
+        page.locator("[data-focus=trace]").click()
+    assert len(json.loads(Path(saved.value.path()).read_text())["traceEvents"]) == len(measured_run().engine.manifest.programs[0].launches)
+    opened.check()
+
+
+def test_a_notebook_s_output_is_the_page_offline(opened, tmp_path):
+    view = load(engine("llama3")).view("passes", pass_="fuse-qkv", tensor="model.layers.1.self_attn.qkv")
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><meta charset=utf-8><h1>A notebook</h1>{view._repr_html_()}", encoding="utf-8")
+    opened.url = f"file://{notebook}"
+    opened.page.goto(opened.url)
+    frame = opened.page.frames[1]
+    frame.wait_for_selector("html[data-ready]")
+    assert frame.locator(".pass[aria-current]").inner_text().startswith("17")
+    assert frame.locator(".card h2").inner_text() == "%model.layers.1.self_attn.qkv"
+    frame.locator("[data-focus=tab-kernels]").click()
+    frame.wait_for_selector("div.kernels")
+    frame.locator("[data-focus=tab-passes]").click()
+    frame.locator(".ledger").focus()
+    opened.page.keyboard.press("ArrowDown")
+    frame.wait_for_selector(".row.selected")
+    assert opened.page.url == opened.url
+    opened.check()
 
 
 # -- themes and no scripts ------------------------------------------------------------------------------------------------------

@@ -85,6 +85,13 @@ def test_the_passes_run_on_an_imported_graph(staged, tmp_path):
     torch.testing.assert_close(interpret(optimized.graph, step, back.weights)[0], logits(back, step), rtol=1e-5, atol=1e-5)
 
 
+def test_an_engine_of_an_imported_graph_is_refused_with_what_to_do(staged, tmp_path):
+    imported = tw.optimize(import_onnx(tw.export_onnx(staged("llama2", "import"), tmp_path / "one.onnx")), "simplify")
+    said = "it came from an ONNX file, which tells .*; for an engine compile.* the checkpoint that it was exported"
+    with pytest.raises(tw.TilewrightError, match=said):
+        tw.build(imported, tmp_path / "engine", target="cpu")
+
+
 def test_weights_beside_the_file_are_read_when_asked_for(staged, tmp_path):
     file = tw.export_onnx(staged("gptj", "import"), tmp_path / "one.onnx", external=True)
     back = import_onnx(file)

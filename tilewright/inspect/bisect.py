@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 
 from tilewright.inspect.check import Bench
@@ -111,7 +110,7 @@ def describe_event(ladder: Bisection, record: PassRecord, events: tuple[Event, .
     """The guilty event with its worst op, and a file that shows it alone."""
     before = run_again(record, last)[0] if last else record.before
     after, _ = run_again(record, last + 1)
-    value, error = worst_change(ladder.bench.study, before, after)
+    value, error = worst_change(ladder.bench.study, before, after, record)
     place = ladder.place(events[last].anchor)
     found = Finding(
         where, reason, ladder.num_runs, record.number, last + 1, len(events), "event", place, value.display, error.isolated, error.floor, last
@@ -138,17 +137,12 @@ def plan_attempts(ladder: Bisection, record: PassRecord, after: Graph, observed:
         yield Attempt(record.before, limit, ladder.model)
 
 
-def worst_change(study: Study, before: Graph, after: Graph) -> tuple[Value, OpError]:
-    """The value with the largest isolated error over its floor among those that the event made anew."""
+def worst_change(study: Study, before: Graph, after: Graph, record: PassRecord) -> tuple[Value, OpError]:
+    """The value with the largest isolated error over its floor among those that an event of the pass made anew."""
     study, known = study.fork(after), {signature(op) for op in before.ops}
     values = [value for op in after.ops if signature(op) not in known for value in op.results] or [after.outputs[0]]
-
-    def badness(value: Value) -> float:
-        error = study.error_of(value)
-        return error.isolated / error.floor if isfinite(error.isolated) and not error.not_finite else float("inf")
-
-    worst = max(values, key=badness)
-    return worst, study.error_of(worst)
+    errors = {value: (study.error_against_import if record.name in study.budgets else study.error_of)(value) for value in values}
+    return max(errors.items(), key=lambda found: found[1].ratio)
 
 
 def observable(before: Graph, after: Graph, value: Value, event: Event) -> str:

@@ -12,6 +12,7 @@ from tilewright.inspect.text import Readable, align, nearest
 from tilewright.ir.errors import EngineError
 from tilewright.ir.events import Event
 from tilewright.ir.graph import Graph, Value
+from tilewright.ir.places import fold_lines
 
 LISTED = "tilewright show {} prints them"
 DEPTH = 8  # relations followed from a tensor
@@ -60,6 +61,12 @@ class Tensor(Readable):
         return producer.loc.modules if producer else (self.name.rpartition(".")[0],) if self.last.is_const else ()
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """`package/path/file.py:line`s of the modules' code."""
+        producer = self.last.producer
+        return producer.loc.sources if producer else ()
+
+    @property
     def kernels(self) -> list[str]:
         """`decode: <kernel>` for each program that computes it. A constant is computed when weights are packed."""
         return [text for place in self.run.regions if self.name in place.values for text in _kernels(self.run, place.program, place.name)]
@@ -94,6 +101,7 @@ class History(Readable):
         tensor = self.tensor
         head = f"{tensor.last!r}" + (f"   from {', '.join(tensor.modules)}" if tensor.modules else "")
         rows = [(stage.title, text) for stage in self.stages for text in _print_stage(stage, tensor.name)]
+        rows += [("source", text) for text in fold_lines(tensor.sources)]
         rows += [("before", f"%{r.name}: {r.how}") for r in self.before] + [("after", f"%{r.name}: {r.how}") for r in self.after]
         rows += [("kernel", text) for text in tensor.kernels]
         if tensor.value is not None and tensor.value.is_const and not tensor.kernels:

@@ -14,6 +14,7 @@ from tilewright.inspect.text import Readable, align
 from tilewright.ir.events import Event
 from tilewright.ir.graph import Graph, Op
 from tilewright.ir.manifest import Kernel
+from tilewright.ir.places import fold_lines
 
 
 def find_kernels(run: Run, name: str) -> dict[str, Kernel]:
@@ -85,6 +86,7 @@ class KernelOrigin(Readable):
         programs = {program: [region for p, region in self.launches if p == program] for program, _ in self.launches}
         rows = [("launches", f"{program} x{len(names)}: {few(fold_names(run, names))}") for program, names in programs.items()]
         rows += [("modules", text) for text in fold_names(run, self.modules)]
+        rows += [("source", text) for text in fold_lines(line for op in made for line in op.loc.sources)]
         rows += [("values", text) for text in fold_names(run, (v.display for v in values))]
         rows += [("rules", print_rules(run, made))]
         rows += [("cut", reason) for reason in dict.fromkeys(region.reason for region in self.regions if region.reason)]
@@ -132,6 +134,7 @@ class ModuleFate(Readable):
         run = self.run
         programs = [(name, ", ".join(f"{p} x{used.count(p)}" for p in dict.fromkeys(used))) for name, used in self.kernels.items()]
         rows = [("kernel", f"{name}   {uses}") for name, uses in programs]
+        rows += [("source", text) for text in fold_lines(line for op in ops_of(run.graph(0), self.module) for line in op.loc.sources)]
         rows += [("values", text) for text in fold_names(run, (v.display for op in self.ops for v in op.results))]
         rows += [("events", f"{record.title.partition('{')[0]}: {count}") for record, count in _count(self.events)]
         if self.folded_by is not None:

@@ -16,7 +16,9 @@ from tilewright.inspect.launches import LaunchProbe, LaunchRow
 from tilewright.inspect.metrics import LogitsError, compare_logits, relative_error
 from tilewright.inspect.numerics import PassNumerics, Study, ValueRow, value_metrics
 from tilewright.inspect.references import References, Sample, compute_dtype
+from tilewright.inspect.rows import Rows
 from tilewright.inspect.run import Run
+from tilewright.inspect.text import Readable
 from tilewright.ir.errors import EngineError, TilewrightError
 from tilewright.ir.graph import Graph
 from tilewright.ir.weights import Weights
@@ -28,7 +30,7 @@ MOST_IDS = 1000  # random ids are drawn below it, and below the vocabulary
 
 
 @dataclass(frozen=True)
-class Numerics:
+class Numerics(Readable):
     """What `check` found."""
 
     run: Run
@@ -40,12 +42,12 @@ class Numerics:
     engine: LogitsError | None = None  # all of its kernels, one after the other
     transformers: float | None = None  # relative error of the import's wide logits against those of transformers in f32
 
-    def by_pass(self) -> tuple[PassNumerics, ...]:
-        return self.passes
+    def by_pass(self) -> Rows[PassNumerics]:
+        return Rows(self.passes)
 
-    def worst(self, count: int = 10) -> list[ValueRow | LaunchRow]:
+    def worst(self, count: int = 10) -> Rows[ValueRow | LaunchRow]:
         """Values and launches by how much worse they are than what they may be."""
-        return sorted([*self.values, *self.launches], key=lambda row: -row.severity)[:count]
+        return Rows(sorted([*self.values, *self.launches], key=lambda row: -row.severity)[:count])
 
     @property
     def red(self) -> list[ValueRow | LaunchRow]:

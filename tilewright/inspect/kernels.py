@@ -105,6 +105,11 @@ class KernelView:
             raise EngineError(f"kernel {self.kernel.name}", "this Triton compiles it to other instructions than the engine holds", "build it again")
         return take_lines(held, with_lines)
 
+    @property
+    def sass(self) -> str:
+        """Machine code under the lines of source that it was made for."""
+        return print_sass(self)
+
     def lints(self) -> list[Lint]:
         spilled = self.binary.stack_bytes
         found = [Lint(0, f"keeps {spilled} bytes of each thread in local memory")] if spilled else []

@@ -22,7 +22,8 @@ from tilewright.passes.regions import build_schedules
 from tilewright.runtime.program_binder import BoundProgram
 from tilewright.runtime.step import StepDims
 
-RED_RATIO = 10.0  # kernels sum in another order than the interpreter; up to 4 were seen in f32
+RED_RATIO, RED_RATIO_NARROW = 10.0, 3.0  # kernels sum in another order than the interpreter: up to 4 were seen in f32, 1.1 in 16 bits
+NARROW_FLOOR = 1e-4  # what 16 bits lose at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class LaunchRow:
     isolated: float
     floor: float  # of the region's ops in the engine's dtypes, on the reference interpreter
     not_finite: int
+    max_ratio: float = RED_RATIO  # to the floor; above it is red
 
     @property
     def ratio(self) -> float:
@@ -46,7 +48,7 @@ class LaunchRow:
     @property
     def severity(self) -> float:
         """Above 1 is red. What quantization costs is in both sides."""
-        return self.ratio / RED_RATIO if isfinite(self.ratio) and not self.not_finite else float("inf")
+        return self.ratio / self.max_ratio if isfinite(self.ratio) and not self.not_finite else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,9 @@ class LaunchProbe:
         errors = [_compare(value, found[value], *(self._take(value, side[value], taken, rows) for side in (boundary.narrow, boundary.wide)))
                   for value in found]  # fmt: skip
         worst, (isolated, floor, bad) = max(zip(found, errors), key=lambda pair: pair[1][0] / pair[1][1] if isfinite(pair[1][0]) else float("inf"))
-        return LaunchRow(program.name, region.name, self.kernels_of(program, region), region.modules, worst.display, step, isolated, floor, bad)
+        limit = RED_RATIO if floor < NARROW_FLOOR else RED_RATIO_NARROW
+        kernels = self.kernels_of(program, region)
+        return LaunchRow(program.name, region.name, kernels, region.modules, worst.display, step, isolated, floor, bad, limit)
 
     def kernels_of(self, program: Program, region: Region) -> tuple[str, ...]:
         return tuple(launch.kernel for launch in program.launches if launch.region == region.name)

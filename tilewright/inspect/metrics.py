@@ -24,8 +24,8 @@ METRICS = {
     "top1": "share of positions whose most likely token is the reference's",
     "top5": "share of the reference's five most likely tokens that are among the five",
     "nan": "logits that are NaN or infinite",
-    "isolated": "largest isolated relative error of a value that no budget covers",
-    "ratio": "largest isolated error over its floor, of a value that no budget covers",
+    "isolated": "largest isolated relative error of a value, without what passes with a budget added on purpose",
+    "ratio": "largest isolated error over its floor, likewise",
     "red": "values that are worse than their floor or their budget allows",
 }
 VALUE_METRICS = ("isolated", "ratio", "red")

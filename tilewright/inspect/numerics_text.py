@@ -25,17 +25,24 @@ def describe(found: Numerics) -> str:
     lines += [describe_pass(row, found.sample) for row in found.passes]
     if found.engine is not None:
         lines.append(describe_logits("    engine's kernels", found.engine, found.sample))
-    lines += ["", f"      {'isolated':>8}  {'floor':>8}  {'ratio':>8}  {'accum.':>8}  {'abs max':>8}  value"]
+    lines += ["", f"      {'isolated':>8}  {'floor':>8}  {'ratio':>8}  {'lossy':>8}  {'accum.':>8}  {'abs max':>8}  value"]
     lines += [describe_row(row) for row in found.worst(10)]
     grey = sum(row.level == "grey" for row in found.values)
-    lines += ["", f"{len(found.red)} red, {grey} within the budget of their pass, of {len(found.values)} values and {len(found.launches)} launches"]
+    all_of = f"{len(found.values)} values and {len(found.launches)} launches"
+    lines += ["", f"{len(found.red)} red, {grey} lossy within the budget of their pass, of {all_of}"]
     return "\n".join(lines)
 
 
 def describe_pass(row: PassNumerics, sample: Sample) -> str:
-    worst = f"{row.worst.name} {row.worst.isolated:.1e} = {row.worst.ratio:.1f}x floor" if row.worst else ""
+    worst = describe_worst(row.worst) if row.worst else ""
     text = describe_logits(f"{row.number:2d}  {row.name}", row.logits, sample)
     return "\n".join([f"{text}{worst}".rstrip(), *(f"    warning: {warning}" for warning in row.warnings)])
+
+
+def describe_worst(row: ValueRow) -> str:
+    if row.lossy is not None and row.budget and row.isolated <= row.lossy:
+        return f"{row.name} lossy {row.lossy:.1e}, {row.lossy / row.budget:.0%} of its budget"
+    return f"{row.name} {row.isolated:.1e} = {row.ratio:.1f}x floor"
 
 
 def describe_logits(title: str, error: LogitsError, sample: Sample) -> str:
@@ -45,9 +52,10 @@ def describe_logits(title: str, error: LogitsError, sample: Sample) -> str:
 
 def describe_row(row: ValueRow | LaunchRow) -> str:
     if isinstance(row, LaunchRow):
-        mark, rest = MARKS["red" if row.severity > 1 else "ok"], f"{'':>8}  {'':>8}"
+        mark, rest = MARKS["red" if row.severity > 1 else "ok"], f"{'':>8}  {'':>8}  {'':>8}"
         name = f"{row.value} by {' '.join(row.kernels)} ({row.step})"
     else:
-        mark, rest, name = MARKS[row.level], f"{row.accumulated:8.1e}  {row.abs_max:8.2g}", f"{row.name} by {row.op}"
+        lossy = f"{row.lossy:8.1e}" if row.lossy is not None else f"{'':>8}"
+        mark, rest, name = MARKS[row.level], f"{lossy}  {row.accumulated:8.1e}  {row.abs_max:8.2g}", f"{row.name} by {row.op}"
     bad = f"   {row.not_finite} NaN or infinite" if row.not_finite else ""
     return f"{mark}  {row.isolated:8.1e}  {row.floor:8.1e}  {row.ratio:8.1f}  {rest}  {name}{bad}"

@@ -46,13 +46,14 @@ class Profile:
     step_us: float  # of the launches together: on a GPU, one replay of their graph
     wall_us: float  # of a whole step as the runtime runs it, sampling and host among it
     limit: float | None  # bytes a second that the machine reads at most; None where it is not known
+    compute_limit: float | None = None  # operations a second of its matrix products in the engine's dtype
 
     @property
     def sum_us(self) -> float:
         return sum(t.us for t in self.times)
 
 
-def profile_decode(llm: LLM, *, batch: int, context: int, limit: float | None = None) -> Profile:
+def profile_decode(llm: LLM, *, batch: int, context: int, limit: float | None = None, compute_limit: float | None = None) -> Profile:
     """Profiles the program that decodes `batch` sequences which have `context` tokens each. Raises EngineError where that does not fit."""
     limits = llm.manifest.limits
     if not 1 <= batch <= limits.max_batch_size:
@@ -62,7 +63,7 @@ def profile_decode(llm: LLM, *, batch: int, context: int, limit: float | None = 
     keys = int(bound.step["context_len"][:batch].float().mean())
     added, step = _time_on_gpu(bound) if llm.engine.backend.device.type == "cuda" else _time_on_cpu(bound)
     times = [LaunchTime(launch, us, *_work(llm.manifest, bound.program, launch, batch, keys)) for launch, us in zip(bound.program.launches, added)]
-    return Profile(bound.program.name, batch, keys, tuple(times), step, wall, limit)
+    return Profile(bound.program.name, batch, keys, tuple(times), step, wall, limit, compute_limit)
 
 
 def _lengths(limits: Limits, batch: int, context: int) -> tuple[int, int]:

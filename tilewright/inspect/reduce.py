@@ -79,7 +79,7 @@ class Reduction:
         """The whole graph before the pass, with weights drawn by name, or else those of the checkpoint."""
         limit = self._finding.event or 1
         before, after = run_again(record, limit - 1)[0] if limit > 1 else record.before, run_again(record, limit)[0]
-        value, _ = worst_change(self.ladder.bench.study, before, after)
+        value, _ = worst_change(self.ladder.bench.study, before, after, record)
         events = run_again(record)[1].rows[0].events
         self._value = observable(record.before, after, value, events[limit - 1])
         whole = Candidate(record.before)

@@ -102,9 +102,13 @@ class References:
                     if results is not None:
                         self.values[value.name] = results[value.index]
 
+    def anew(self) -> References:
+        """For the same sample and weights, with nothing learned."""
+        return References(self.sample, self.weights, self.dtype)
+
     def fork(self) -> References:
         """The same so far; what either learns later, the other does not know."""
-        twin = References(self.sample, self.weights, self.dtype)
+        twin = self.anew()
         twin.values, twin.makers = dict(self.values), dict(self.makers)
         return twin
 

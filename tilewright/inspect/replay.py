@@ -19,6 +19,7 @@ from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
+from tilewright.ir.places import put_places
 from tilewright.ir.weights import Weights
 from tilewright.passes.manager import PassManager
 from tilewright.passes.registry import Step
@@ -32,6 +33,7 @@ def replay(
     graph: in place of the snapshot. only: one of the passes after it, alone; no engine then. Raises TilewrightError.
     """
     graph = (run.graph(start) if graph is None else graph).copy()
+    put_places(graph, run.places(start))
     steps = choose_steps(run, start, only)
     check_destination(out)
     with tempfile.TemporaryDirectory(prefix="tilewright-replay-") as folder:

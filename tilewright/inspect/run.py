@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tilewright.engine import Engine
 from tilewright.inspect.layers import Layers
 from tilewright.inspect.manifest import REGIONS_FILE, InspectManifest, PassEntry, RegionRecord, Status, read_regions
+from tilewright.inspect.rows import Rows
 from tilewright.inspect.text import Readable
 from tilewright.ir.errors import EngineError, ParseError
 from tilewright.ir.events import Event, Miss
@@ -19,6 +20,7 @@ from tilewright.ir.graph import Graph
 from tilewright.ir.manifest import MANIFEST_FILE
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
+from tilewright.ir.places import PLACES_FILE, Places, put_places, read_places
 from tilewright.ir.records import read_records
 from tilewright.passes.registry import load_passes
 
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from tilewright.inspect.check import Numerics
     from tilewright.inspect.event_view import EventView
     from tilewright.inspect.finding import Finding
+    from tilewright.inspect.kernels import KernelView
     from tilewright.inspect.pass_diff import PassDiff
     from tilewright.inspect.run_diff import RunDiff
+    from tilewright.inspect.view import View
     from tilewright.inspect.why import Reasons
 
 T = TypeVar("T")
@@ -65,12 +69,12 @@ class PassRecord(Readable):
         return self.run.graph(self.number)
 
     @property
-    def events(self) -> list[Event]:
-        return self._records[0]
+    def events(self) -> Rows[Event]:
+        return Rows(self._records[0])
 
     @property
-    def misses(self) -> list[Miss]:
-        return self._records[1]
+    def misses(self) -> Rows[Miss]:
+        return Rows(self._records[1])
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -83,6 +87,10 @@ class PassRecord(Readable):
     @property
     def ops_after(self) -> int:
         return self.entry.ops_after if self.entry else len(self.before if self.status == "failed" else self.after)
+
+    def as_row(self) -> dict[str, Any]:
+        counts = {"ops_before": self.ops_before, "ops_after": self.ops_after, "events": len(self.events), "near_misses": len(self.misses)}
+        return {"number": self.number, "name": self.name, "status": self.status, **(counts if self.status != "failed" else {})}
 
     def view(self) -> EventView:
         """What fired and what nearly fired, grouped over layers."""
@@ -120,7 +128,7 @@ class Run(Readable):
         described = folder.parent / MANIFEST_FILE
         is_inside = folder.name == "passes" and described.is_file()
         self.manifest: InspectManifest | None = InspectManifest.read(described) if is_inside else None
-        self.passes: tuple[PassRecord, ...] = tuple(self._read_passes())
+        self.passes: Rows[PassRecord] = Rows(self._read_passes())
         self._graphs: dict[int, Graph] = {}
 
     def __getitem__(self, key: str | int) -> PassRecord:
@@ -163,6 +171,12 @@ class Run(Readable):
         """Empty for dumps without a manifest."""
         return self.read(self.folder.parent / REGIONS_FILE, read_regions) or ()
 
+    @cached_property
+    def place_changes(self) -> tuple[tuple[int, str, tuple[str, ...]], ...]:
+        """(pass, value, lines): after which pass a value comes from other lines than before."""
+        folder = self.folder.parent if self.manifest is not None else self.folder
+        return self.read(folder / PLACES_FILE, lambda text: tuple(read_places(text))) or ()
+
     def graph(self, number: int) -> Graph:
         """The graph after pass `number`, 0 for the import. One object for passes that changed nothing. Raises EngineError."""
         record = self[number] if number else None
@@ -172,7 +186,12 @@ class Run(Readable):
             number -= 1
         if number not in self._graphs:
             self._graphs[number] = self._parse(self[number].stem if number else IMPORT)
+            put_places(self._graphs[number], self.places(number))
         return self._graphs[number]
+
+    def places(self, number: int) -> Places:
+        """Lines of Python that each value comes from, after pass `number`; empty where the build kept none."""
+        return {name: lines for since, name, lines in self.place_changes if since <= number}
 
     def diff(self, other: Run, stage: str | int | None = None) -> RunDiff:
         """Between this run and another: final graphs and kernels, or the graphs after a pass."""
@@ -228,6 +247,28 @@ class Run(Readable):
         from tilewright.inspect.blackbox import bisect
 
         return bisect(self, judge, out=out, model=model)
+
+    def kernel(self, name: str) -> KernelView:
+        """By name or by its beginning: source, ptx, sass, what it takes of the machine. Raises EngineError for dumps and for no such kernel."""
+        from tilewright.inspect.kernels import KernelView
+
+        if self.engine is None:
+            raise EngineError(f"run {self.path}", "is a folder of dumps, which has no kernels", "load an engine directory")
+        return KernelView.find(self.engine, name)
+
+    def report(self, path: str | Path, vs: Run | None = None, *, lints: bool = True) -> Path:
+        """One HTML file that is read offline. vs: another run, to compare with."""
+        from tilewright.inspect.report import write_report
+
+        return write_report(self, path, vs, lints=lints)
+
+    def view(self, tab: str = "overview", **state: object) -> View:
+        """The report in a notebook's output, at a tab: `run.view("passes", pass_="fuse-qkv", tensor="model.norm")`."""
+        from tilewright.inspect.view import View
+
+        if "pass_" in state:
+            state["pass_"] = self[str(state["pass_"])].number
+        return View(self, tab, state)
 
     def _parse(self, stem: str) -> Graph:
         load_passes()  # ops of other packages are declared with their passes

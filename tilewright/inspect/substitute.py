@@ -27,7 +27,7 @@ def substitute(engine: Path, out: Path, sources: Mapping[str, Path]) -> Run:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         partial = Path(folder) / "engine"
-        shutil.copytree(engine, partial)
+        shutil.copytree(engine, partial, ignore=leave_measured)
         changed = {kernel.name: write_kernel(partial, kernel, texts[kernel.name]) for kernel, _ in found}
         kernels = tuple(changed.get(kernel.name, kernel) for kernel in manifest.kernels)
         files = [name for kernel in changed.values() for name in (kernel.file, *(b.file for b in kernel.binaries.values()))]
@@ -37,6 +37,11 @@ def substitute(engine: Path, out: Path, sources: Mapping[str, Path]) -> Run:
             shutil.rmtree(out)
         partial.rename(out)
     return load(out)
+
+
+def leave_measured(folder: str, names: list[str]) -> list[str]:
+    """What was measured of the engine as it was, and a report that shows it."""
+    return [name for name in names if Path(folder).name == "inspect" and name in ("perf", "numerics", "report.html")]
 
 
 def find_kernel(manifest: Manifest, name: str) -> Kernel:

@@ -5,10 +5,19 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 class Readable:
     """Subclasses define `__str__`."""
+
+    def __rich__(self) -> Text:
+        from tilewright.show import colour_text
+
+        return colour_text(str(self))
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tilewright.inspect.report.heat import Heat, collect_heat
 from tilewright.inspect.report.kernel_rows import KernelRow, collect_kernels, left_out
 from tilewright.inspect.report.ledger import Row, Snapshot, snapshot
+from tilewright.inspect.report.lenses import LensView, look_through
 from tilewright.inspect.report.measured import Table, collect_numerics, collect_times
 from tilewright.inspect.report.module_rows import ModuleRow, collect_modules
-from tilewright.inspect.report.names import Texts
+from tilewright.inspect.report.names import Names, Texts, fold_places
 from tilewright.inspect.report.overview import Warning, collect_facts, collect_sentences, collect_warnings, name_of
 from tilewright.inspect.report.pass_rows import PassRow, collect_passes
+from tilewright.inspect.report.time_rows import TimedStep, collect_profiles
 from tilewright.inspect.run import Run
 from tilewright.ir.graph import Graph
 
@@ -41,11 +44,15 @@ class Report:
     programs: tuple[str, ...]
     passes: tuple[PassRow, ...]
     snapshots: tuple[Snapshot, ...]  # the import, then after each pass that changed something
+    places: tuple[tuple[int, Names, tuple[int, ...]], ...]  # since which pass values come from which lines of Python
     kernels: tuple[KernelRow, ...]
     notes: tuple[str, ...]  # what was left out
     modules: tuple[ModuleRow, ...]
-    times: tuple[Table, ...]
+    profiles: tuple[TimedStep, ...]
+    times: tuple[Table, ...]  # rows of other programs
     numerics: tuple[Table, ...]
+    heat: Heat | None  # errors of values by layer
+    lenses: tuple[LensView, ...]  # of other packages
     other: Other | None
     texts: tuple[str, ...]  # lines that the rest points into
 
@@ -68,11 +75,15 @@ def collect(run: Run, vs: Run | None = None, *, lints: bool = True) -> Report:
         programs=tuple(p.name for p in manifest.programs) if manifest else (),
         passes=passes,
         snapshots=snapshots,
+        places=fold_places(run, texts),
         kernels=kernels,
         notes=tuple(filter(None, [left_out(run, kernels)])),
         modules=modules,
+        profiles=collect_profiles(run),
         times=collect_times(run),
         numerics=collect_numerics(run),
+        heat=collect_heat(run),
+        lenses=look_through(run),
         other=_collect_other(vs, names[1], texts, final, lints=lints) if vs is not None else None,
         texts=texts.lines,
     )

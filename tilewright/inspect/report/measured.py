@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from tilewright.inspect.run import Run
 MAX_ROWS = 2000
 NUMERICS = {
     "passes": ("Logits after each pass, against the import in wide floats", ["number", "name", "logits.*", "worst.name", "worst.ratio"]),
-    "values": ("Tensors of the final graph", ["name", "op", "level", "isolated", "floor", "ratio", "accumulated", "abs_max", "not_finite", "budget"]),
+    "values": (
+        "Tensors of the final graph",
+        ["name", "op", "level", "isolated", "floor", "ratio", "lossy", "budget", "accumulated", "abs_max", "not_finite"],
+    ),
     "launches": ("Launches of the engine, one by one", []),
 }  # title, columns in order; `a.*` stands for all under a, nothing for all there are
 Cell = str | float | None
@@ -42,10 +45,18 @@ def _inspect(run: Run) -> Path:
     return run.folder.parent if run.folder.name == "passes" else run.folder
 
 
+def read_rows(run: Run, name: str) -> list[dict[str, Any]]:
+    """Of a file of JSON lines; empty where it is not there. Raises EngineError."""
+    return run.read(_inspect(run) / f"{name}.jsonl", lambda text: [dict(_flatten(json.loads(line))) for line in text.splitlines()]) or []
+
+
 def _read(run: Run, name: str, title: str, wanted: list[str]) -> Table | None:
-    rows = run.read(_inspect(run) / f"{name}.jsonl", lambda text: [dict(_flatten(json.loads(line))) for line in text.splitlines()])
-    if not rows:
-        return None
+    rows = read_rows(run, name)
+    return table_of(title, rows, wanted) if rows else None
+
+
+def table_of(title: str, rows: Sequence[Mapping[str, Any]], wanted: Sequence[str] = ()) -> Table:
+    """wanted: columns in order, `a.*` for all under a; all there are without it."""
     every = list(dict.fromkeys(key for row in rows for key in row))
     columns = [key for want in wanted for key in every if key == want or (want.endswith("*") and key.startswith(want[:-1]))] or every
     cells = tuple(tuple(_cell(row.get(key)) for key in columns) for row in rows[:MAX_ROWS])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tilewright.inspect.layers import Layers
+from tilewright.inspect.run import Run
+from tilewright.ir.places import fold_lines
 from tilewright.ir.spans import print_spans
 
 LAYER = "{L}"
@@ -25,6 +27,14 @@ def template_of(name: str, layers: Layers) -> tuple[str, int | None]:
         return name, None
     stem, layer = place
     return f"{stem}{LAYER}{name[len(stem) + len(str(layer)) :]}", layer
+
+
+def fold_places(run: Run, texts: Texts) -> tuple[tuple[int, Names, tuple[int, ...]], ...]:
+    """(pass, values, lines of Python that they come from, as places in the table of lines), in order of passes."""
+    found: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for number, value, lines in run.place_changes:
+        found.setdefault((number, lines), []).append(value)
+    return tuple((number, fold_names(values, run.layers), tuple(map(texts.place, fold_lines(lines)))) for (number, lines), values in found.items())
 
 
 def with_parents(path: str) -> list[str]:

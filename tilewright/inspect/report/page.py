@@ -11,7 +11,10 @@ from pathlib import Path
 from tilewright.inspect.report.data import Report, collect
 from tilewright.inspect.run import Run
 
-SCRIPTS = ("base", "names", "lanes", "virtual", "ledger", "card", "passes", "tables", "kernels", "overview", "modules", "search", "app")
+SCRIPTS = (
+    "base", "names", "lanes", "virtual", "ledger", "neighbours", "card", "passes", "tables", "kernels", "overview", "modules", "time", "accuracy",
+    "search", "app",
+)  # fmt: skip
 CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -25,7 +28,8 @@ def write_report(run: Run, path: str | Path, vs: Run | None = None, *, lints: bo
     return aside.replace(path)
 
 
-def render(report: Report) -> str:
+def render(report: Report, start: str = "") -> str:
+    """start: the fragment that an address without one stands for."""
     assets = files("tilewright.inspect.report") / "assets"
 
     def read(name: str) -> str:
@@ -38,6 +42,7 @@ def render(report: Report) -> str:
         "style": read("style.css"),
         "summary": html.escape(summarize(report)),
         "data": embed(report),
+        "start": html.escape(start),
         "script": f"'use strict';\n(() => {{\n{scripts}\n}})();",
     }
     pieces = read("page.html").split("@@")  # text, name of a part, text, ...

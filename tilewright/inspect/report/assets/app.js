@@ -8,12 +8,8 @@ const VIEWS_OF = {
   passes: renderPasses,
   kernels: renderKernels,
   modules: renderModules,
-  time: (node) => renderMeasured(node, {
-    title: 'Time', tables: data.times, nothing: ['No times are recorded with this run.', '`tilewright profile ENGINE` times every launch of a decode step on the machine at hand. Rows kept in `inspect/perf/*.jsonl` are shown here when the report is written again.'],
-  }),
-  accuracy: (node) => renderMeasured(node, {
-    title: 'Accuracy', tables: data.numerics, nothing: ['No errors are recorded with this run.', '`tilewright check ENGINE --save` compares every pass, tensor and kernel with the import in wide floats and keeps the rows in `inspect/numerics`; write the report again after it.'],
-  }),
+  time: renderTime,
+  accuracy: renderAccuracy,
 };
 
 const isDark = () => (state.theme ? state.theme === 'dark' : systemDark.matches);
@@ -58,6 +54,12 @@ document.getElementById('brand').append(h('b', {}, 'tilewright'), h('span', {}, 
 startSearch();
 addEventListener('hashchange', render);
 addEventListener('keydown', onKey);
+addEventListener('click', (event) => { // a page inside a frame has its parent's address as its base
+  const anchor = location.protocol === 'about:' && event.target.closest('a[href^="#"]');
+  if (!anchor) return;
+  event.preventDefault();
+  location.hash = anchor.getAttribute('href');
+});
 systemDark.addEventListener('change', render);
 document.getElementById('page').hidden = false;
 render();

@@ -43,11 +43,11 @@ function prose(text) {
 }
 
 const TABS = ['overview', 'passes', 'kernels', 'time', 'accuracy', 'modules'];
-const KEPT = { overview: [], passes: ['pass', 'tensor', 'show', 'views', 'weights'], kernels: ['kernel', 'code', 'sort'], time: ['sort'], accuracy: ['sort'], modules: ['module'] };
+const KEPT = { overview: [], passes: ['pass', 'tensor', 'show', 'views', 'weights'], kernels: ['kernel', 'code', 'sort'], time: ['sort', 'profile'], accuracy: ['sort'], modules: ['module'] };
 let state = read();
 
 function read() {
-  const [tab, rest] = location.hash.slice(1).split('?');
+  const [tab, rest] = (location.hash || document.documentElement.dataset.start).slice(1).split('?');
   const found = { tab: TABS.includes(tab) ? tab : 'overview' };
   for (const [key, value] of new URLSearchParams(rest || '')) found[key] = value;
   return found;
@@ -69,7 +69,7 @@ function link(changes) {
 function go(changes, quietly) {
   const next = link(changes);
   if (next === location.hash) return;
-  if (quietly) {
+  if (quietly && location.protocol !== 'about:') { // which has no address to replace
     history.replaceState(null, '', next);
     dispatchEvent(new HashChangeEvent('hashchange'));
   } else location.hash = next;

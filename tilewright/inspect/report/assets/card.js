@@ -69,19 +69,27 @@ function card(step, name, show) {
       was && madeOf(was) !== madeOf(place) ? fact('before', h('span', { class: 'mono' }, madeOf(was))) : null,
       modules.length ? fact('module', modules.map((module) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'modules', module: splitLayer(module).key }) }, module)))) : null,
       row.rules && row.rules.length ? fact('made by', row.rules.join(', ')) : null,
-      fact('source', h('span', { class: 'quiet' }, 'lines of Python are not kept in snapshots')),
+      row.kind === 'param' ? null : fact('source', linesOf(name, source.number)),
       fact('kernel', kernels.length ? kernels.map(({ kernel, programs }) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'kernels', kernel: kernel.name }) }, kernel.name),
         h('span', { class: 'quiet' }, ` ${programs.join(', ')}`))) : h('span', { class: 'quiet' }, noKernel(name, sigil))),
       reads.length ? fact('reads', reads.map((read) => h('div', {}, tensorLink(bare(read), read[0], name)))) : null,
       fact('read by', readers.length ? readers.slice(0, 12).map((r) => h('div', {}, r.row.kind === 'return' ? 'the result of the graph' : tensorLink(tensorOf(r.row, r.layer), r.row.isConst ? '@' : '%', name))) : h('span', { class: 'quiet' }, 'nothing'),
         readers.length > 12 ? h('div', { class: 'quiet' }, `and ${readers.length - 12} more`) : null),
     ),
+    row.kind === 'param' ? null : neighbours(name, sigil, row.op, reads, readers.filter((r) => r.row.kind !== 'return').map((r) => (r.row.isConst ? '@' : '%') + tensorOf(r.row, r.layer))),
     h('h3', {}, 'History'),
     h('ol', { class: 'history' }, historyOf(name).map(({ pass, made, changed, gone, events }) => h('li', { class: pass.number === step.number ? 'here' : null },
       h('a', { href: link({ pass: pass.number, tab: 'passes' }) }, `${two(pass.number)} ${pass.name}`),
       gone ? h('div', {}, h('b', {}, '− '), 'is gone') : changed && made !== null ? h('div', { class: 'mono' }, made) : null,
       events.slice(0, 3).map((event) => h('div', { class: 'quiet' }, event.kind === 'missed' ? 'nearly: ' : '', spaced(event.what)))))),
   );
+}
+
+// The lines of Python that a tensor comes from after a pass.
+function linesOf(name, number) {
+  const found = data.places.filter(([since, names]) => since <= number && hasName(names, name)).pop();
+  if (!found) return h('span', { class: 'quiet' }, data.places.length ? 'names no line' : 'this run kept no lines of Python');
+  return found[2].map((line) => h('div', { class: 'mono wrap' }, texts[line]));
 }
 
 function noKernel(name, sigil) {

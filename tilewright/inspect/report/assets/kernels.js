@@ -19,6 +19,7 @@ function showLaunches(kernel, program) {
 const stepBytes = (kernel) => (kernel.bytes_read ?? 0) * (kernel.launches[data.programs[0]] || 0);
 
 function kernelColumns() {
+  const timed = data.profiles.length ? new Map(data.profiles[0].kernels.map((row) => [row.kernel, row])) : null;
   const number = (key, label, value, more) => ({ key, label, value, isNumber: true, width: '84px', ...more });
   const compiled = data.kernels.some((kernel) => kernel.language === 'triton');
   const columns = [
@@ -27,6 +28,8 @@ function kernelColumns() {
     ...allPrograms().map((program) => number(`n.${program}`, program, (k) => k.launches[program] || 0, { show: (k) => showLaunches(k, program), title: `launches in a step of ${program}` })),
     ...(compiled ? [number('registers', 'registers', (k) => k.registers), number('shared', 'shared', (k) => k.shared_bytes, { show: (k) => bytes(k.shared_bytes) }),
       number('spills', 'spills', (k) => k.stack_bytes, { show: (k) => (k.stack_bytes ? `! ${k.stack_bytes} B` : 'none') })] : []),
+    ...(timed ? [number('us', 'µs a step', (k) => (timed.get(k.name) || {}).us, { show: (k) => (timed.has(k.name) ? us(timed.get(k.name).us) : '·'), title: data.profiles[0].title })] : []),
+    ...(timed && data.profiles[0].read_limit ? [number('wasted', 'wasted µs', (k) => timed.has(k.name) && wastedUs(timed.get(k.name)), { show: (k) => (timed.has(k.name) ? us(wastedUs(timed.get(k.name))) : '·'), title: 'beyond what the limits of the machine leave it' })] : []),
     number('bytes', 'bytes', (k) => k.bytes_read, { show: (k) => bytes(k.bytes_read), title: 'read by a launch for one token, without pages' }),
     { key: 'modules', label: 'modules', value: (k) => k.modules.map(showName).join(', '), width: 'minmax(160px,1.6fr)' },
   ];
@@ -42,7 +45,7 @@ function renderKernels(main) {
     return;
   }
   const kernel = rows.find((found) => found.name === state.kernel);
-  const list = table({ columns: kernelColumns(), rows, label: 'Kernels', sort: state.sort || '-bytes', onsort: (next) => link({ sort: next }), rowClass: (k) => (k === kernel ? 'selected' : ''), fill: !kernel });
+  const list = table({ columns: kernelColumns(), rows, label: 'Kernels', sort: state.sort || (data.profiles.length ? (data.profiles[0].read_limit ? '-wasted' : '-us') : '-bytes'), onsort: (next) => link({ sort: next }), rowClass: (k) => (k === kernel ? 'selected' : ''), fill: !kernel });
   main.replaceChildren(h('div', { class: `kernels ${kernel ? 'split' : ''}` }, list, kernel ? kernelDetail(kernel) : null,
     kernel ? null : h('p', { class: 'quiet foot' }, `${rows.length} kernels. “bytes” is what one launch reads for one token, beside pages of the context. `, data.notes.map(prose))));
   if (kernel) list.body.reveal(list.order.indexOf(kernel));

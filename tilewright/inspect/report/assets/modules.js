@@ -1,14 +1,16 @@
 // The tree of modules, and what was measured, where a command has left it.
 function renderModules(main) {
+  const timed = data.profiles[0];
   const columns = [
     { key: 'path', label: 'module', value: (m) => m.path, width: 'minmax(260px,1.2fr)', show: (m) => h('span', { class: 'mono', style: `padding-left:${m.depth * 16}px` }, m.path.split('.').pop(), m.count > 1 && m.path.endsWith('{L}') ? h('span', { class: 'quiet' }, ` ×${m.count}`) : null) },
     { key: 'imported', label: 'ops imported', value: (m) => m.ops_imported, show: (m) => m.ops_imported || '·', isNumber: true, width: '110px' },
     { key: 'ops', label: 'ops now', value: (m) => m.ops, show: (m) => m.ops || '·', isNumber: true, width: '90px' },
     { key: 'bytes', label: 'weights', value: (m) => m.weight_bytes, show: (m) => (m.weight_bytes ? bytes(m.weight_bytes) : '·'), isNumber: true, width: '100px' },
+    ...(timed ? [{ key: 'time', label: 'µs a step', value: (m) => timed.modules[m.path], show: (m) => (timed.modules[m.path] ? us(timed.modules[m.path]) : '·'), isNumber: true, width: '90px', title: timed.title }] : []),
     { key: 'fate', label: 'computed by', value: (m) => m.kernels.join(), width: 'minmax(260px,2fr)', show: fate },
   ];
   const list = table({ columns, rows: data.modules, label: 'Modules', fill: true, rowClass: (m) => (m.path === state.module ? 'selected' : '') });
-  main.replaceChildren(h('div', { class: 'kernels' }, list, h('p', { class: 'quiet foot' }, 'Ops and bytes count all that is inside a module, over all equal layers; weights are as imported.')));
+  main.replaceChildren(h('div', { class: 'kernels' }, list, h('p', { class: 'quiet foot' }, 'Ops and bytes count all that is inside a module, over all equal layers; weights are as imported.', timed ? ` Time is that of the launches which compute any part of it: ${timed.title}, ${timed.made.Device}.` : '')));
   const chosen = data.modules.findIndex((module) => module.path === state.module);
   if (chosen >= 0) list.body.reveal(chosen);
 }

@@ -47,5 +47,11 @@ function renderOverview(main) {
     top.length ? h('section', {}, h('h2', {}, 'Kernels by bytes'), h('p', { class: 'quiet' }, `What one token makes each read in a step of ${data.programs[0]}, beside pages of its context.`),
       h('table', { class: 'waterfall' }, h('tbody', {}, top.map((kernel) => h('tr', {}, h('td', {}, h('a', { class: 'mono', href: link({ tab: 'kernels', kernel: kernel.name }) }, kernel.name)),
         h('td', { class: 'num' }, `×${kernel.launches[data.programs[0]]}`), h('td', { class: 'num' }, bytes(stepBytes(kernel))),
-        h('td', { class: 'bars' }, h('div', { class: 'barline' }, h('span', { class: 'fill', style: `width:${((100 * stepBytes(kernel)) / total).toFixed(2)}%` }), h('span', { class: 'delta' }, `${((100 * stepBytes(kernel)) / total).toFixed(0)} %`)))))))) : null));
+        h('td', { class: 'bars' }, h('div', { class: 'barline' }, h('span', { class: 'fill', style: `width:${((100 * stepBytes(kernel)) / total).toFixed(2)}%` }), h('span', { class: 'delta' }, `${((100 * stepBytes(kernel)) / total).toFixed(0)} %`)))))))) : null,
+    data.lenses.map((lens) => h('section', {}, h('h2', {}, lens.name), lens.table ? plainTable(lens.table) : h('p', { class: 'note' }, `! this lens failed: ${lens.failure}`)))));
+}
+
+function plainTable(found) {
+  const rows = found.rows.slice(0, 50);
+  return h('table', { class: 'facts' }, h('thead', {}, h('tr', {}, found.columns.map((name) => h('th', {}, name)))), h('tbody', {}, rows.map((row) => h('tr', {}, row.map((cell) => h('td', {}, cell === null ? '–' : String(cell)))))));
 }

@@ -1,0 +1,112 @@
+"""Profiles kept with their engine in `inspect/perf`: what was measured, on which machine, when and with which versions.
+
+The folder is no part of what was built, so the engine's hashes know nothing of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tilewright.inspect.profile import Profile, profile_decode
+from tilewright.inspect.run import Run
+from tilewright.inspection import library_versions, producer
+from tilewright.ir.errors import EngineError, TilewrightError
+from tilewright.ir.manifest import decode
+from tilewright.measure import measure_compute_limit, measure_read_limit
+from tilewright.runtime import LLM
+from tilewright.runtime.dtypes import TORCH_DTYPES
+
+SCHEMA = 1
+CONTEXT = 384  # tokens of a sequence, or what the engine takes
+PERF = Path("inspect") / "perf"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedLaunch:
+    kernel: str
+    region: str
+    modules: tuple[str, ...]
+    us: float
+    num_bytes: int
+    operations: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedProfile:
+    schema: int
+    device: str  # name of the GPU, or of the CPU's architecture
+    date: str  # of the measurement, UTC
+    versions: dict[str, str]
+    program: str
+    batch: int
+    context: int
+    step_us: float
+    wall_us: float
+    read_limit: float | None  # bytes a second, measured in the same run; None where it was not
+    compute_limit: float | None  # operations a second
+    launches: tuple[RecordedLaunch, ...]
+
+    @property
+    def sum_us(self) -> float:
+        return sum(launch.us for launch in self.launches)
+
+    def least_us(self, launch: RecordedLaunch) -> float | None:
+        """What the machine's limits leave a launch at least; None where they are not known."""
+        if self.read_limit is None:
+            return None
+        return max(launch.num_bytes / self.read_limit, launch.operations / self.compute_limit if self.compute_limit else 0.0) * 1e6
+
+
+def profile_here(llm: LLM, *, batch: int, context: int) -> Profile:
+    """A decode step, beside the limits of the machine that it runs on, which are measured on a GPU. Raises EngineError."""
+    if llm.engine.backend.device.type != "cuda":
+        return profile_decode(llm, batch=batch, context=context)
+    compute = measure_compute_limit(TORCH_DTYPES[llm.manifest.model.dtype])
+    return profile_decode(llm, batch=batch, context=context, limit=measure_read_limit(), compute_limit=compute)
+
+
+def save_profile(engine: Path, profile: Profile, device: torch.device) -> Path:
+    """One file for each program, batch and context; an older one is replaced. Raises TilewrightError where it cannot be written."""
+    launches = tuple(
+        RecordedLaunch(t.launch.kernel, t.launch.region, t.launch.modules, t.us, t.num_bytes, t.operations) for t in profile.times
+    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    versions = {"tilewright": producer().partition(" ")[2], **library_versions()}
+    date = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes").removesuffix("+00:00")
+    recorded = RecordedProfile(
+        SCHEMA, name, date, versions, profile.program, profile.batch, profile.context, profile.step_us, profile.wall_us,
+        profile.limit, profile.compute_limit, launches,
+    )  # fmt: skip
+    file = engine / PERF / f"{profile.program}-batch-{profile.batch}-context-{profile.context}.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(dataclasses.asdict(recorded), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TilewrightError(str(file), f"cannot be written ({error.strerror})", "pass --no-save") from error
+    return file
+
+
+def read_profiles(run: Run) -> tuple[RecordedProfile, ...]:
+    """By program, batch and context. Raises EngineError for one that cannot be read."""
+    folder = (run.folder.parent if run.folder.name == "passes" else run.folder) / PERF.name
+    found = [_read(file) for file in folder.glob("*.json")]
+    return tuple(sorted(found, key=lambda p: (p.program, p.batch, p.context)))
+
+
+def _read(file: Path) -> RecordedProfile:
+    remedy = "profile again, or take the file away"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(str(file), f"cannot be read ({error})", remedy) from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise EngineError(str(file), f"has profile schema {schema!r}, this version reads schema {SCHEMA}", remedy)
+    return decode(RecordedProfile, data, str(file))
