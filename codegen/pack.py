@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tilewright.codegen.aot import compile_all
 from tilewright.codegen.lower import Lowered, tile_config
-from tilewright.codegen.sample_template import emit_sampling
+from tilewright.codegen.sample_template import SHORTEST, emit_sampling
 from tilewright.codegen.weight_files import plan_shards, write_shard
 from tilewright.ir.errors import EngineError
 from tilewright.ir.manifest import MANIFEST_FILE, SCHEMA, Kernel, Limits, Manifest, ModelInfo, Sampling
@@ -96,9 +96,9 @@ def _write_kernels(
 
 
 def _emit_sampling(lowered: Lowered) -> tuple[Sampling | None, dict[str, str]]:
-    """Kernels for rows of the model's logits, and their sources by name; the cpu target samples with torch."""
+    """Kernels for rows of the model's logits, and their sources by name; the cpu target, and vocabularies of a few tokens, sample with torch."""
     widths = {buffer.shape[1] for program in lowered.programs for buffer in program.buffers if buffer.name == program.logits}
-    if lowered.target == "cpu" or not widths:
+    if lowered.target == "cpu" or not widths or int(max(widths)) <= SHORTEST:
         return None, {}
     (width,) = widths
     emitted = emit_sampling(int(width), dependent_launch=bool(dict(tile_config(lowered.target))["dependent_launch"]))

@@ -32,8 +32,9 @@ from tilewright.codegen.emission import HEADER
 from tilewright.codegen.sample_source import KERNELS, signature_of, source_of
 from tilewright.ir.manifest import Arg, Extent, Kernel, Launch, SampleProgram, Sampling, Space
 
-CAPACITY = 2048  # tokens that a row's list holds
+CAPACITY = 2048  # tokens that a row's list holds; fewer than the vocabulary has, since Triton 3.6 fails where the list could hold them all
 FEW = 256  # tokens of a list that are compared all with all
+SHORTEST = 16  # of both
 CHUNK = 2048  # tokens that one program reads at a time where it reads a row alone
 PROBES = 4096  # weights that the cut is chosen by
 MIN_PART, MOST_PARTS = 1024, 256
@@ -65,7 +66,7 @@ def emit_sampling(vocab: int, *, dependent_launch: bool, part: int | None = None
     kernels = tuple(_kernel(entry, vocab, constants, num_warps.get(entry, 4)) for entry in KERNELS)
     sources = {kernel.name: f"{HEADER}\n{source_of(kernel.entry)}" for kernel in kernels}
     programs = tuple(SampleProgram(kind, tuple(_launch(entry, vocab, constants["NUM_PARTS"]) for entry in e)) for kind, e in _PROGRAMS.items())
-    return EmittedSampling(Sampling(kernels, programs, _spaces(constants["NUM_PARTS"])), sources)
+    return EmittedSampling(Sampling(kernels, programs, _spaces(constants["NUM_PARTS"], constants["CAPACITY"])), sources)
 
 
 def choose_part(vocab: int) -> int:
@@ -78,12 +79,13 @@ def choose_part(vocab: int) -> int:
 
 def _constants(vocab: int, part: int, *, dependent_launch: bool) -> dict[str, int]:
     num_parts = -(-vocab // part)
+    capacity = max(SHORTEST, min(CAPACITY, (1 << (vocab - 1).bit_length()) // 2))
     id_shift = 0
     while 8 << id_shift <= vocab:
         id_shift += 3
     return {
         "VOCAB": vocab, "PART": part, "NUM_PARTS": num_parts, "LANES": 1 << (num_parts - 1).bit_length(), "PROBES": PROBES,
-        "STRIDE": -(-vocab // PROBES), "CAPACITY": CAPACITY, "FEW": FEW, "CHUNK": CHUNK,
+        "STRIDE": -(-vocab // PROBES), "CAPACITY": capacity, "FEW": min(FEW, capacity), "CHUNK": CHUNK,
         "SCALE": 1 << (62 - vocab.bit_length()), "ID_SHIFT": id_shift, "EARLY": int(dependent_launch),
     }  # fmt: skip
 
@@ -104,10 +106,10 @@ def _launch(entry: str, vocab: int, num_parts: int) -> Launch:
     return Launch(f"{entry}_{vocab}", args, grid, entry)
 
 
-def _spaces(num_parts: int) -> tuple[Space, ...]:
+def _spaces(num_parts: int, capacity: int) -> tuple[Space, ...]:
     parts = ("S", num_parts)
     return (
         Space("part_top", "f32", parts), Space("part_token", "i32", parts), Space("part_sum", "f32", parts),
         Space("part_mass", "i64", parts), Space("row_top", "f32", ("S",)), Space("row_cut", "f32", ("S",)), Space("row_guess", "f32", ("S",)),
-        Space("num_found", "i32", ("S",)), Space("found_key", "i32", ("S", CAPACITY)), Space("found_token", "i32", ("S", CAPACITY)),
+        Space("num_found", "i32", ("S",)), Space("found_key", "i32", ("S", capacity)), Space("found_token", "i32", ("S", capacity)),
     )  # fmt: skip

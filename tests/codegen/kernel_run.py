@@ -5,6 +5,7 @@ import types
 from dataclasses import dataclass
 
 import torch
+import triton
 
 import tilewright.ir.ops  # noqa: F401
 from tilewright.codegen.aot import compile_kernel
@@ -98,6 +99,7 @@ def _launch_compiled(kernel, grid, args):
     module = types.ModuleType(kernel.entry)
     exec(compile(kernel.source, filename, "exec"), module.__dict__)
     early = {"launch_pdl": True} if kernel.dependent_launch else {}
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))  # of descriptors
     module.__dict__[kernel.entry][grid](*args, **kernel.constants, num_warps=kernel.num_warps, num_stages=kernel.num_stages, **early)
 
 

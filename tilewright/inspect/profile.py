@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -58,10 +59,10 @@ def profile_decode(llm: LLM, *, batch: int, context: int, limit: float | None = 
     limits = llm.manifest.limits
     if not 1 <= batch <= limits.max_batch_size:
         raise EngineError("profile", f"batch is {batch}, this engine has max_batch_size={limits.max_batch_size}", "pass a smaller batch")
-    wall = _decode(llm, batch, *_lengths(limits, batch, context))
-    bound = llm.runner.bound_decode(batch)
-    keys = int(bound.step["context_len"][:batch].float().mean())
-    added, step = _time_on_gpu(bound) if llm.engine.backend.device.type == "cuda" else _time_on_cpu(bound)
+    with _decoding(llm, batch, *_lengths(limits, batch, context)) as wall:
+        bound = llm.runner.bound_decode(batch)
+        keys = int(bound.step["context_len"][:batch].float().mean())
+        added, step = _time_on_gpu(bound) if llm.engine.backend.device.type == "cuda" else _time_on_cpu(bound)
     times = [LaunchTime(launch, us, *_work(llm.manifest, bound.program, launch, batch, keys)) for launch, us in zip(bound.program.launches, added)]
     return Profile(bound.program.name, batch, keys, tuple(times), step, wall, limit, compute_limit)
 
@@ -73,25 +74,32 @@ def _lengths(limits: Limits, batch: int, context: int) -> tuple[int, int]:
     if not 2 <= context < longest:
         raise EngineError("profile", f"context is {context}, this engine has room for 2 to {longest - 1}", "pass one in between")
     prompt = min(max(1, context - staggered), limits.max_input_len)
-    output = max(context - prompt, staggered) + 2
+    output = max(context - prompt, staggered) + SETTLE + 2
     if output > limits.max_output_len:
         remedy = "pass a smaller batch or context, or build with a larger max_tokens or max_output_len"
         raise EngineError("profile", f"{batch} sequences of {context} tokens decode together after {output} tokens each", remedy)
     return prompt, output
 
 
-def _decode(llm: LLM, batch: int, prompt_len: int, num_tokens: int) -> float:
-    """Leaves the runtime with a decode step of the batch behind it; the median microseconds of its last steps."""
+@contextmanager
+def _decoding(llm: LLM, batch: int, prompt_len: int, num_tokens: int) -> Iterator[float]:
+    """Within it, the last step that the runtime ran is a decode step of the batch; gives the median microseconds of the last such steps."""
     params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
-    left = {llm.add_request(random_prompt(llm.manifest.model.vocab_size, prompt_len, seed=i), params) for i in range(batch)}
+    ids = [llm.add_request(random_prompt(llm.manifest.model.vocab_size, prompt_len, seed=i), params) for i in range(batch)]
     stamps: list[float] = []
-    while left:
-        outputs = llm.step()
-        left -= {output.request_id for output in outputs if output.finished}
+    outputs = llm.step()
+    while not any(output.finished for output in outputs) and max((len(output.token_ids) for output in outputs), default=0) < num_tokens - 2:
         if len(outputs) == batch:
             stamps.append(time.perf_counter())
+        outputs = llm.step()
     gaps = [b - a for a, b in pairwise(stamps)]
-    return statistics.median(gaps[-REPEAT:]) * 1e6 if gaps else 0.0
+    try:
+        yield statistics.median(gaps[-REPEAT:]) * 1e6 if gaps else 0.0
+    finally:
+        for request_id in ids:
+            llm.abort(request_id)
+        while llm.core.has_work:
+            llm.step()
 
 
 # -- timing ---------------------------------------------------------------------------------------------------------------------
