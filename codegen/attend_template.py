@@ -26,6 +26,7 @@ from tilewright.ir.types import ITEM_BYTES
 _WORKSPACES = ("partial", "level", "counters")
 _WIDEST_ROW = 4096  # elements of a row that is reduced as one tile
 _COMBINED = 8192  # elements of the parts that are put together at a time
+_SPLITS_AT_ONCE = 8
 _ALL_ROWS = 2**31 - 1  # of pages, as far as a descriptor can tell: what is read is always there
 _ONE = Extent()
 # Names that the template gives; no parameter has one of them.
@@ -34,7 +35,7 @@ LOCALS = (
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
     "end", "diagonal", "edge", "result", "part", "found", "split_weight", "averages", "average", "page", "stored", "blocks", "wanted", "used",
     "newest", "slot", "new_key", "new_value", "counter", "arrived", "each", "member", "part_head", "combined", "top", "e3", "lane",
-    "from_split", "place", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row",
+    "from_split", "places", "every", "some", "split_mask", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row",
 )  # fmt: skip
 
 
@@ -121,7 +122,7 @@ class _Maker:
         w.line("split = tl.program_id(2)")
         w.line(f"first = {first}")
         w.line("blocks = tl.cdiv(stored, BLOCK_N) - first")
-        fill = f"tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), {tile.fill_splits})"
+        fill = f"tl.where(blocks <= {tile.alone_blocks}, 1, tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), {tile.fill_splits}))"
         balance = f"tl.minimum(tl.cdiv(blocks, {tile.balance_blocks}), NUM_SPLITS)"
         w.line(f"wanted = {fill if tile.fill_splits == tile.num_splits else f'tl.maximum({fill}, {balance})'}")
         w.line("share = tl.maximum(tl.cdiv(blocks, tl.maximum(wanted, 1)), 1)")
@@ -162,37 +163,46 @@ class _Maker:
 
         The barrier puts the stores of all threads before the one thread's atomic; `.cg` reads past what this core may have cached.
         """
-        shape, splits = self.shape, next_power_of_two(self.tile.num_splits)
+        shape = self.shape
         w.line("tl.debug_barrier()")
         w.line(f"counter = counters + sequence * {shape.kv_heads} + head")
         w.line('arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")')
         with w.block("if arrived == used - 1:"):
             w.line("tl.store(counter, 0)")
-            rows = max(1, min(next_power_of_two(shape.group), _COMBINED // (splits * self.block_e)))
+            rows = max(1, min(next_power_of_two(shape.group), _COMBINED // (_SPLITS_AT_ONCE * self.block_e)))
             if rows >= shape.group:
-                self._combine_rows(w, splits, rows, "")
+                self._combine_rows(w, rows, "")
             else:
                 with w.block(f"for each in range(0, {shape.group}, {rows}):"):
-                    self._combine_rows(w, splits, rows, "each + ")
+                    self._combine_rows(w, rows, "each + ")
 
-    def _combine_rows(self, w: Writer, splits: int, rows: int, start: str) -> None:
+    def _combine_rows(self, w: Writer, rows: int, start: str) -> None:
         """combined: f32[rows, BLOCK_E] of a few query heads."""
         shape, width = self.shape, self.shape.value_dim
         w.line(f"member = {start}tl.arange(0, {rows})")
         w.line(f"part_head = (head * {shape.group} + member)[:, None]")
         inside = (w.let("member_inside", f"member < {shape.group}"),) if shape.group % rows else ()
-        w.line(f"from_split = tl.arange(0, {splits})[:, None]")
-        masks = " & ".join(("(from_split < used)", *(f"{name}[None, :]" for name in inside)))
-        w.line(f"place = (sequence * {shape.heads} + head * {shape.group}) * NUM_SPLITS + member[None, :] * NUM_SPLITS + from_split")
-        w.line(f'level_tile = tl.load(level + place, mask={masks}, other=float("-inf"), cache_modifier=".cg")')
-        w.line("top = tl.max(level_tile, 0)[None, :]")
-        w.line('split_weight = tl.where(level_tile > float("-inf"), tl.exp2(level_tile - top), 0.0)')
+
+        def mask_of(split: str) -> str:
+            return " & ".join((f"({split} < used)", *(f"{name}[None, :]" for name in inside)))
+
+        w.line(f"places = (sequence * {shape.heads} + head * {shape.group} + member[None, :]) * NUM_SPLITS")
+        w.line(f"every = tl.arange(0, {next_power_of_two(self.tile.num_splits)})[:, None]")
+        levels = f'tl.load(level + places + every, mask={mask_of("every")}, other=float("-inf"), cache_modifier=".cg")'
+        w.line(f"top = tl.max({levels}, 0)[None, :]")
         w.line("e3 = tl.arange(0, BLOCK_E)[None, None, :]")
-        mask = "(split_weight > 0.0)[:, :, None]" + (f" & (e3 < {width})" if width != self.block_e else "")
-        w.line(f'average = tl.load(partial + place[:, :, None] * {width} + e3, mask={mask}, other=0.0, cache_modifier=".cg")')
-        w.line("combined = tl.sum(average * split_weight[:, :, None], 0)")
-        w.line("weight_sum = tl.sum(split_weight, 0)[:, None]")
-        w.line("combined = combined / tl.where(weight_sum > 0.0, weight_sum, 1.0)")
+        w.line(f"combined = tl.zeros([{rows}, BLOCK_E], tl.float32)")
+        w.line(f"weight_sum = tl.zeros([{rows}], tl.float32)")
+        with w.block(f"for some in range(0, used, {_SPLITS_AT_ONCE}):"):
+            w.line(f"from_split = some + tl.arange(0, {_SPLITS_AT_ONCE})[:, None]")
+            w.line(f"split_mask = {mask_of('from_split')}")
+            w.line('level_tile = tl.load(level + places + from_split, mask=split_mask, other=float("-inf"), cache_modifier=".cg")')
+            mask = "split_mask[:, :, None]" + (f" & (e3 < {width})" if width != self.block_e else "")
+            w.line(f'average = tl.load(partial + (places + from_split)[:, :, None] * {width} + e3, mask={mask}, other=0.0, cache_modifier=".cg")')
+            w.line('split_weight = tl.where(level_tile > float("-inf"), tl.exp2(level_tile - top), 0.0)')
+            w.line("combined += tl.sum(average * split_weight[:, :, None], 0)")
+            w.line("weight_sum += tl.sum(split_weight, 0)")
+        w.line("combined = combined / tl.where(weight_sum > 0.0, weight_sum, 1.0)[:, None]")
         self._write_outputs(w, "combined", "sequence", "part_head", tuple(w.let("part_inside", f"{name}[:, None]") for name in inside))
 
     # -- ragged -----------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ class AttendTile:
     num_stages: int
     num_splits: int = 1  # parts of a sequence's keys that are read by different programs, at most
     fill_splits: int = 1  # of these, as many as fill the machine once: worth while from fill_blocks blocks of keys each
-    fill_blocks: int = 2
+    fill_blocks: int = 4
+    alone_blocks: int = 12  # which one program reads sooner than several could put their parts together
     balance_blocks: int = 16  # the others only even out the load, and take at least so many
 
 
