@@ -36,8 +36,8 @@ class AttendTile:
     num_stages: int
     num_splits: int = 1  # parts of a sequence's keys that are read by different programs, at most
     fill_splits: int = 1  # of these, as many as fill the machine once: worth while from fill_blocks blocks of keys each
-    fill_blocks: int = 4
-    alone_blocks: int = 12  # which one program reads sooner than several could put their parts together
+    fill_blocks: int = 1
+    alone_blocks: int = 2  # which one program reads sooner than several could put their parts together
     balance_blocks: int = 16  # the others only even out the load, and take at least so many
 
 
@@ -186,7 +186,7 @@ def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longe
     tile = AttendTile(max(16, next_power_of_two(group)), block_n, 4, stages)
     blocks = -(-longest // block_n)
     seats = _RESIDENT * machine(arch).num_cores
-    fill = min(_power_of_two_below(seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.fill_blocks))
+    fill = 1 if blocks <= tile.alone_blocks else min(_power_of_two_below(seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.fill_blocks))
     balance = min(_power_of_two_below(_TURNS * seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.balance_blocks))
     return replace(tile, num_splits=max(1, fill, balance), fill_splits=max(1, fill))
 

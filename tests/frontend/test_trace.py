@@ -147,7 +147,8 @@ def test_tracing_leaves_the_model_and_the_registries_as_they_were():
 def test_a_mixture_of_experts_is_refused_with_op_module_and_line():
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     config = AutoConfig.for_model("mixtral", **sizes)
-    with pytest.raises(TraceError, match=r"op aten\.\w+ at model\.layers\.0\.mlp\S*, modeling_mixtral\.py:\d+: .*table of supported ops"):
+    line = r"transformers/models/mixtral/modeling_mixtral\.py:\d+"
+    with pytest.raises(TraceError, match=rf"op aten\.\w+ at model\.layers\.0\.mlp\S*, {line}: .*table of supported ops"):
         trace_config(config)
 
 

@@ -74,7 +74,7 @@ def _lengths(limits: Limits, batch: int, context: int) -> tuple[int, int]:
     if not 2 <= context < longest:
         raise EngineError("profile", f"context is {context}, this engine has room for 2 to {longest - 1}", "pass one in between")
     prompt = min(max(1, context - staggered), limits.max_input_len)
-    output = max(context - prompt, staggered) + SETTLE + 2
+    output = max(context - prompt, staggered) + 2
     if output > limits.max_output_len:
         remedy = "pass a smaller batch or context, or build with a larger max_tokens or max_output_len"
         raise EngineError("profile", f"{batch} sequences of {context} tokens decode together after {output} tokens each", remedy)
