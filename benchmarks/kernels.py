@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--chain", action="store_true", help="implies --early; rows are named like 'bf16 T=16'")
     parser.add_argument("--early", action="store_true", help="with programmatic dependent launch")
-    parser.add_argument("--set", default="", metavar="TILE", help="fields of tiles: 'prefetch=4; out: splits=4 block_n=128'")
+    parser.add_argument("--set", default="", metavar="TILE", help="fields of tiles: 'num_stages=4; out: splits=4 block_n=128'")
     parser.add_argument("--compile-only", default="", metavar="ARCH")
     parser.add_argument("--jobs", type=int, default=0)
     return parser.parse_args()
@@ -172,9 +172,9 @@ def candidates(row: Row) -> Iterator[Config]:
 
 
 def vector_candidates(is_int8: bool) -> Iterator[Config]:
-    for n, k, warps, prefetch in itertools.product((4, 8) if is_int8 else (2, 4, 8), (1024, 2048, 4096), (4, 8, 16), (0, 2)):
+    for n, k, warps in itertools.product((4, 8) if is_int8 else (2, 4, 8), (1024, 2048, 4096), (4, 8, 16)):
         if 16 <= n * k // (warps * 32) <= (64 if is_int8 else 32):
-            yield {"block_n": n, "block_k": k, "num_warps": warps, "prefetch": prefetch}
+            yield {"block_n": n, "block_k": k, "num_warps": warps}
 
 
 # (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds.
@@ -202,7 +202,7 @@ def stream_candidates(row: Row) -> Iterator[Config]:
         if in_flight <= 200_000 and -(-n // block_n) * parts >= 60:
             yield {
                 "block_m": token_rows, "block_n": block_n, "block_k": k, "num_warps": warps, "num_stages": stages, "splits": parts,
-                "weights_left": left, "prefetch": stages,
+                "weights_left": left,
             }  # fmt: skip
 
 

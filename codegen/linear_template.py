@@ -16,7 +16,7 @@ from tilewright.codegen.hoist import HoistingWriter
 from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
 from tilewright.codegen.source import template
-from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, next_power_of_two, override
+from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, override
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
@@ -26,10 +26,7 @@ VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
 LOCALS = (
     "program", "first_m", "first_n", "m", "n", "n_row", "weight_rows", "step", "depth", "start", "ahead", "current", "bytes", "acc", "even", "odd",
     "x0", "x1", "x2", "x3", "x_sum", "tiles_m", "group", "group_size", "place", "k_probe", "part", "first_k", "pieces", "arrived", "total", "piece",
-    "row", "line", "address",
 )  # fmt: skip
-_LINE_BYTES = 128  # of the L2 cache: what one prefetch brings
-PREFETCH = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"  # the elementwise form must have a result
 _FEW_ROWS, _MOST_SEQUENCES = 64, 256  # rows whose logits are wanted, in steps with chunks of prompts; tokens of a step that may all be such rows
 
 
@@ -187,7 +184,6 @@ class _Kernel:
         self._locate_weight()
         w.line("depth = tl.arange(0, BLOCK_K)[None, :]")
         w.line(f"ahead = {self._weight_tile('')}")
-        self._prefetch(after=1)
         self._wait()
         self._hoist_rows(ZERO)
         self._load_epilogue_early(ZERO, column)
@@ -263,7 +259,6 @@ class _Kernel:
         self._deal_tiles()
         row, column = self._rows(), self._columns()
         self._locate_weight()
-        self._prefetch()
         self._wait()
         self._hoist_rows(row)
         left = self.tile.weights_left
@@ -390,22 +385,6 @@ class _Kernel:
     def _at_k(self, row: Index) -> At:
         k = self.product.k
         return At(row, Index("depth", () if k % self.tile.block_k == 0 else (self.w.let("depth_inside", f"depth < {k}"),)))
-
-    def _prefetch(self, after: int = 0) -> None:
-        """Asks for the next steps of the weight (`after` that many) while the kernel before still runs; they wait in the L2 cache."""
-        product, tile, size = self.product, self.tile, ITEM_BYTES[self.product.weight.type.dtype]
-        steps = min(tile.prefetch, self.steps_of_part - after)
-        if not self.early or steps <= 0:
-            return
-        w, row_bytes = self.w, product.k * size
-        first = f"{after * tile.block_k * size}" if self.splits == 1 else f"first_k * {size}"
-        w.line("row = first_n + tl.arange(0, BLOCK_N)[:, None]")
-        if product.n % tile.block_n:
-            w.line(f"row = tl.minimum(row, {product.n - 1})")
-        w.line(f"line = {first} + tl.arange(0, {next_power_of_two(-(-steps * tile.block_k * size // _LINE_BYTES))})[None, :] * {_LINE_BYTES}")
-        w.line(f"line = tl.minimum(line, {row_bytes - 1})")
-        w.line(f"address = ({product.weight.name}.to(tl.pointer_type(tl.int8)) + row.to(tl.int64) * {row_bytes} + line).to(tl.int64)")
-        w.line(f'tl.inline_asm_elementwise("{PREFETCH}", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1)')
 
     def _wait(self) -> None:
         """Everything above it may run before the kernel before this one has ended."""

@@ -24,7 +24,6 @@ class LinearTile:
     group_m: int = 1  # token tiles that are dealt together, so that they share weight tiles in L2
     weights_left: bool = False  # the weight is the dot's left operand: only that one can come from registers on sm_90
     splits: int = 1  # programs among which K is dealt; the last of a tile to finish adds up what the others left. Not of a matrix-vector product
-    prefetch: int = 0  # steps over K that are brought into the L2 cache before the wait for the kernel before (dependent launch)
     biased: bool = True  # matrix-vector product: bytes are converted as weight + 128; otherwise they become the last bits of 2 ** 23 + weight
 
 
@@ -117,7 +116,7 @@ def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, ar
 
 def keep_order(tile: LinearTile) -> LinearTile:
     """The tile for kernels that must add up alike whatever the number of tokens: all by the same instructions, along K in one piece."""
-    return replace(tile, block_m=max(tile.block_m, 64), num_warps=max(tile.num_warps, 4), weights_left=False, splits=1, prefetch=0)
+    return replace(tile, block_m=max(tile.block_m, 64), num_warps=max(tile.num_warps, 4), weights_left=False, splits=1)
 
 
 def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:

@@ -43,12 +43,6 @@ def model_assembly(asm: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return register
 
 
-@model_assembly("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
-def _prefetch(addresses: Array) -> Array:
-    """Moves nothing: there is no cache."""
-    return np.zeros(addresses.shape, np.int32)
-
-
 def make_argument(memory: Memory, name: str, value: torch.Tensor | int | float) -> Tile:
     """What a kernel receives for a run-time argument: a pointer, i32 or i64, or f32."""
     if isinstance(value, torch.Tensor):

@@ -104,15 +104,6 @@ def test_no_program_is_left_without_a_step_of_k():
         assert emission.kernels[0].grid[0]({"T": 16}) == programs, splits
 
 
-@pytest.mark.parametrize("tokens, config", [(1, {"block_k": 32}), (5, {"block_k": 16, "splits": 2}), (5, {"block_k": 16})], ids=str)
-def test_later_steps_of_the_weight_are_prefetched_before_the_wait(tokens, config):
-    case = make_case(graph(RESIDUAL, "%o"), "linear", "linear")
-    _, _, emission = emit_case(case, Regime("r", "decode", tokens), dependent_launch=1, prefetch=8, **config)
-    before, after = emission.kernels[0].source.split("gdc_wait()")
-    assert linear_template.PREFETCH in before and linear_template.PREFETCH not in after
-    run(RESIDUAL, "%o", tokens, dtype="bf16", seed=9, dependent_launch=1, prefetch=8, **config)
-
-
 @pytest.mark.parametrize("biased", [0, 1])
 @pytest.mark.parametrize("k, block_k", [(70, 32), (72, 32), (72, 128), (128, 32)])
 def test_int8_of_any_width_meets_one_token(k, block_k, biased):
@@ -177,9 +168,9 @@ def test_small_steps_stream_the_weight_and_large_ones_use_large_tiles():
 
 def test_the_weight_streams_from_shared_memory_into_the_tensor_core():
     case = make_case(graph(RESIDUAL, "%o", n=512, k=4096, dtype="bf16"), "linear", "linear")
-    ((_, compiled),) = compile_whole(case, Regime("r", "decode", 16), "sm_90", dependent_launch=1, splits=4, prefetch=4)
+    ((_, compiled),) = compile_whole(case, Regime("r", "decode", 16), "sm_90", dependent_launch=1, splits=4)
     before, after = compiled.ptx.split("griddepcontrol.wait")
-    assert "prefetch.global.L2" in before and "cp.async" not in before
+    assert "cp.async" not in before
     assert "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16" in after and "atom.global.gpu.acq_rel.add" in after.replace("atom.acq_rel", "atom")
     assert compiled.binary.stack_bytes == 0 and 2 * compiled.binary.shared_bytes <= 227 * 1024, "two blocks share a core"
 

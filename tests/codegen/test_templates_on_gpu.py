@@ -24,7 +24,7 @@ def test_products(name, tokens, dtype, n, k, early):
         assert relative_error(tensor, case.values[case.graph.value(value)]) < TOLERANCE[dtype], value
 
 
-@pytest.mark.parametrize("config", [{"splits": 4, "weights_left": 1, "prefetch": 4}, {"splits": 7}, {"splits": 3, "block_m": 64}], ids=str)
+@pytest.mark.parametrize("config", [{"splits": 4, "weights_left": 1}, {"splits": 7}, {"splits": 3, "block_m": 64}], ids=str)
 @pytest.mark.parametrize("name, dtype", [("int8", "bf16"), ("gated", "f16"), ("two outputs", "bf16")])
 def test_products_whose_programs_share_tiles(name, dtype, config):
     case_of = {"ids": torch.randint(0, 50, (37,)).int(), "rows": torch.zeros(1).int()}
