@@ -55,7 +55,7 @@ def measure_shape(shape: str, args: argparse.Namespace, machine: Machine | None)
                 kernels = profile_decode(llm, batch=batch, context=args.context)
                 trace = decode_together(llm, batch, args)
                 limit = machine and work.decode_seconds([args.context] * batch, machine) * 1e6
-                yield [shape, weights_name(quantize), *cells(batch, kernels.step_us, limit, trace)]
+                yield [shape, weights_name(quantize, args), *cells(batch, kernels.step_us, limit, trace)]
             del llm
             release()
 

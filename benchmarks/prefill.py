@@ -54,7 +54,7 @@ def measure_shape(shape: str, args: argparse.Namespace, machine: Machine | None)
             work = Work.of(llm.manifest, config)
             for tokens in lengths:
                 times = time_prefills(llm, tokens, args.repeat)
-                yield [shape, weights_name(quantize), str(tokens), *cells(times, tokens, work, machine)]
+                yield [shape, weights_name(quantize, args), str(tokens), *cells(times, tokens, work, machine)]
             del llm
             release()
 

@@ -62,7 +62,7 @@ def measure_shape(shape: str, args: argparse.Namespace, machine: Machine | None)
                 max_tokens=args.step_tokens,
             )  # fmt: skip
             if not args.build_only:
-                yield [shape, f"tilewright {weights_name(quantize)}", *measure_engine(engine, requests, shape, args, machine)]
+                yield [shape, f"tilewright {weights_name(quantize, args)}", *measure_engine(engine, requests, shape, args, machine)]
                 release()
         if not args.build_only:
             yield from measure_peers(shape, model, requests, args)

@@ -67,12 +67,11 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Raises RequestError for a sequence that could not finish even if it were alone."""
-        most = len(sequence.prompt) + sequence.max_outputs - 1  # the last token is never run
-        needed = self.pool.pages_for(most)
+        needed = self._most_pages(sequence)
         if needed > self.pool.num_pages:
             held = self.pool.num_pages * self.limits.page_size
             asked = f"{len(sequence.prompt)} prompt tokens and max_tokens={sequence.max_outputs}"
-            problem = f"{asked} need a cache of {most} tokens, this one holds {held}"
+            problem = f"{asked} need a cache of {len(sequence.prompt) + sequence.max_outputs - 1} tokens, this one holds {held}"
             raise RequestError(f"request {sequence.request_id}", problem, "lower max_tokens, shorten the prompt or raise max_cache_tokens")
         sequence.arrival = self._num_arrivals
         self._num_arrivals += 1
@@ -174,12 +173,17 @@ class Scheduler:
         return chunks
 
     def _can_admit(self) -> bool:
-        """Whether there is room for all tokens of the first waiting sequence, and a page of growth for each running one."""
-        if not self.waiting or not self._free_slots:
+        """Whether there is room for all tokens of the first waiting sequence, and a page of growth for each running one that may need one."""
+        if not self.waiting or not self._free_slots or self.waiting[0].num_pending:
             return False
-        sequence = self.waiting[0]
-        wanted = self.pool.pages_for(sequence.num_tokens) + len(self.running)
-        return not sequence.num_pending and (not self.running or wanted <= self.pool.num_free)
+        room = self.pool.num_free - self.pool.pages_for(self.waiting[0].num_tokens)
+        if not self.running or room >= len(self.running):
+            return True
+        return room >= sum(1 for sequence in self.running if self._most_pages(sequence) > len(sequence.pages))
+
+    def _most_pages(self, sequence: Sequence) -> int:
+        """What it will hold at its end; the last token is never run."""
+        return self.pool.pages_for(len(sequence.prompt) + sequence.max_outputs - 1)
 
     def _admit(self) -> Sequence | None:
         """Moves the first waiting sequence to the running ones, if it can be."""

@@ -192,6 +192,17 @@ def test_a_sequence_that_never_fits_is_refused_when_added():
         scheduler.add(make_sequence("big", 12, 10))
 
 
+def test_sequences_that_will_not_grow_keep_no_page_from_others():
+    scheduler = Scheduler(LIMITS, 4)
+    for name in "abcd":
+        scheduler.add(make_sequence(name, 2, 3))  # four tokens at most: one page
+    assert len(scheduler.schedule().chunks) == 4 and scheduler.pool.num_free == 0
+    growing = Scheduler(LIMITS, 4)
+    for name in "abcd":
+        growing.add(make_sequence(name, 2, 4))
+    assert len(growing.schedule().chunks) == 2, "the others' pages are kept for the growth of the first two"
+
+
 def test_a_page_returned_twice_is_caught():
     pool = PagePool(3, 4)
     pages = pool.take(2)
