@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -184,28 +184,6 @@ class Loaded:
         stream = torch.cuda.current_stream().cuda_stream
         for launch in self.launches[index % len(self.launches)]:
             launch.launch(stream)
-
-
-def time_graph(run: Callable[[int], object], count: int, replays: int = 12) -> float:
-    """Microseconds of one run, as a low quantile over replays of a graph of `count` runs."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for i in range(2):
-            run(i)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for i in range(count):
-                run(i)
-        times = []
-        for _ in range(replays):
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record(stream)
-            graph.replay()
-            stop.record(stream)
-            stop.synchronize()
-            times.append(start.elapsed_time(stop) / count * 1e3)
-    return sorted(times)[len(times) // 3]
 
 
 # -- what is right --------------------------------------------------------------------------------------------------------------

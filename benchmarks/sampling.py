@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from graph_timing import time_graph
 
 from tilewright.codegen.aot import compile_all
 from tilewright.codegen.sample_template import emit_sampling
@@ -53,7 +54,7 @@ def main() -> None:
     print(f"{'':40} {'batch':>5} {'torch':>8} {'kernels':>8} {'ratio':>6} {'one read':>8} {'agree':>6}")
     for batch, scale, (name, params) in itertools.product(args.batches, (PEAKED, FLAT), CASES.items()):
         case = Case(batch, params, scale, kernels)
-        ours, theirs = time_graph(lambda c=case: c.sample(c.ours)), time_graph(lambda c=case: c.sample(c.theirs))
+        ours, theirs = time_sample(lambda c=case: c.sample(c.ours)), time_sample(lambda c=case: c.sample(c.theirs))
         read = batch * VOCAB * 4 / limit * 1e6
         label = name + (", flat" if scale == FLAT else "")
         print(f"{label:40} {batch:5} {theirs:8.1f} {ours:8.1f} {theirs / ours:6.1f} {read:8.1f} {case.agreement():6.3f}", flush=True)
@@ -94,7 +95,7 @@ def make_kernels(max_rows: int, **options: object) -> SampleKernels:
     for kernel in emitted.sampling.kernels:
         result = compiled[kernel.name, arch]
         module = Module(result.cubin, result.binary.symbol, result.binary.shared_bytes)
-        loaded[kernel.name] = CudaKernel(module, kernel, result.binary, None)
+        loaded[kernel.name] = CudaKernel(module, kernel, result.binary, torch.device("cuda"))
     return SampleKernels(emitted.sampling, loaded, torch.device("cuda"), max_rows)
 
 
@@ -105,7 +106,7 @@ def print_kernels(case: Case) -> None:
     history = torch.zeros(len(rows.slots), VOCAB, dtype=torch.int16, device="cuda")
     for launch in case.kernels.bind(case.plan.kind, tensors, history):
         case.sample(case.ours)
-        times.append(time_graph(lambda bound=launch: bound.run(torch.cuda.current_stream().cuda_stream)))
+        times.append(time_sample(lambda bound=launch: bound.run(torch.cuda.current_stream().cuda_stream)))
     print("    " + ", ".join(f"{microseconds:.1f}" for microseconds in times))
 
 
@@ -118,30 +119,13 @@ def sweep(batches: list[int]) -> None:
             for name in ("greedy", "temperature", "top-k 50", "top-p 0.9"):
                 for scale in (PEAKED, FLAT):
                     case = Case(batch, CASES[name], scale, kernels)
-                    times.append(f"{name} {time_graph(lambda c=case: c.sample(c.ours)):.1f}")
+                    times.append(f"{name} {time_sample(lambda c=case: c.sample(c.ours)):.1f}")
             print(f"part {part}, {warps} warps, choose {end_warps}: batch {batch}: {', '.join(times)}", flush=True)
 
 
-def time_graph(run: Callable[[], object]) -> float:
+def time_sample(run: Callable[[], object]) -> float:
     """Microseconds of one run, as the median over replays of a graph of REPEAT."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(REPEAT):
-                run()
-        times = []
-        for _ in range(15):
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record(stream)
-            graph.replay()
-            stop.record(stream)
-            stop.synchronize()
-            times.append(start.elapsed_time(stop) / REPEAT * 1e3)
-    return sorted(times)[len(times) // 2]
+    return time_graph(lambda _: run(), REPEAT, replays=15, share=1 / 2)
 
 
 if __name__ == "__main__":
