@@ -33,7 +33,7 @@ _ONE = Extent()
 LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
-    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "averages", "average", "page", "stored", "blocks", "wanted", "used",
+    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "blocks", "wanted", "used",
     "newest", "slot", "new_key", "new_value", "counter", "arrived", "each", "member", "part_head", "combined", "top", "e3", "lane",
     "from_split", "places", "every", "some", "split_mask", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row",
 )  # fmt: skip

@@ -94,6 +94,11 @@ class Extent:
         return self.count * (-(-dims[self.dim] // self.per) + (dims[self.plus] if self.plus else 0))
 
 
+def size_grid(grid: tuple[Extent, Extent, Extent], dims: dict[str, int]) -> tuple[int, int, int]:
+    x, y, z = grid
+    return x(dims), y(dims), z(dims)
+
+
 @dataclass(frozen=True, slots=True)
 class Arg:
     """What a launch passes for one kernel parameter.

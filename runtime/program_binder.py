@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import Arg, Buffer, Extent, Launch, Program
+from tilewright.ir.manifest import Arg, Buffer, Extent, Program, size_grid
 from tilewright.runtime.backend import Argument, BoundLaunch
 from tilewright.runtime.dtypes import TORCH_DTYPES
 from tilewright.runtime.engine import Engine
@@ -32,7 +32,7 @@ class BoundProgram:
     def resize(self, dims: StepDims) -> bool:
         """Makes the launches serve another size; False where they must be bound anew. `logits` and `step` stay as they were."""
         sizes = dims.as_dict()
-        grids = [(x(sizes), y(sizes), z(sizes)) for x, y, z in self.sizing.grids]
+        grids = [size_grid(grid, sizes) for grid in self.sizing.grids]
         ints = [{index: sizes[name] for index, name in places} for places in self.sizing.ints]
         return all([launch.resize(grids[grid], ints[places]) for launch, (grid, places) in zip(self.launches, self.sizing.launches)])
 
@@ -54,11 +54,6 @@ class Sizing:
             places = tuple((index, arg.name) for index, arg in enumerate(launch.args) if arg.kind == "dim")
             launches.append((grids.setdefault(launch.grid, len(grids)), ints.setdefault(places, len(ints))))
         return Sizing(list(grids), list(ints), launches)
-
-
-def grid_of(launch: Launch, sizes: dict[str, int]) -> tuple[int, int, int]:
-    x, y, z = launch.grid
-    return x(sizes), y(sizes), z(sizes)
 
 
 class ProgramBinder:
@@ -87,7 +82,7 @@ class ProgramBinder:
         launches = []
         for launch in program.launches:
             args = [self._resolve(arg, buffers, step, sizes) for arg in launch.args]
-            launches.append(self._engine.kernels[launch.kernel].bind(grid_of(launch, sizes), args))
+            launches.append(self._engine.kernels[launch.kernel].bind(size_grid(launch.grid, sizes), args))
         return BoundProgram(program, launches, buffers[program.logits], step, self._sizings[program.name])
 
     def view_buffers(self, program: Program, dims: StepDims) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import Sampling
+from tilewright.ir.manifest import Sampling, size_grid
 from tilewright.runtime.backend import BoundLaunch, LoadedKernel
 from tilewright.runtime.dtypes import TORCH_DTYPES
 
@@ -48,7 +48,7 @@ class SampleKernels:
         used = dict.fromkeys(arg.name for launch in self._programs[kind] for arg in launch.args)
         key = (kind, *(tensors[name].data_ptr() for name in used))
         sizes = {"S": num_rows}
-        grids = [(x(sizes), y(sizes), z(sizes)) for x, y, z in (launch.grid for launch in self._programs[kind])]
+        grids = [size_grid(launch.grid, sizes) for launch in self._programs[kind]]
         ready = self._bound.get(key)
         if ready and all(bound.resize(grid, {}) for bound, grid in zip(ready, grids)):
             return ready

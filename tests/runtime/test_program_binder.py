@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from tilewright.ir.manifest import Arg, Buffer, Extent, Launch, Limits, Program
-from tilewright.runtime.program_binder import BoundProgram, ProgramBinder, Sizing, grid_of
+from tilewright.ir.manifest import Arg, Buffer, Extent, Launch, Limits, Program, size_grid
+from tilewright.runtime.program_binder import BoundProgram, ProgramBinder, Sizing
 from tilewright.runtime.step import StepDims
 
 EXTENTS = [Extent(), Extent(7), Extent(2, "T", 16), Extent(1, "B"), Extent(3, "T", 64, "B"), Extent(1, "S", 4)]
@@ -46,7 +46,7 @@ def test_each_launch_gets_its_own_grid_and_integers():
             assert bound.resize(dims)
             sizes = dims.as_dict()
             for launch, recorder in zip(launches, bound.launches):
-                assert recorder.seen == (grid_of(launch, sizes), {i: sizes[a.name] for i, a in enumerate(launch.args) if a.kind == "dim"})
+                assert recorder.seen == (size_grid(launch.grid, sizes), {i: sizes[a.name] for i, a in enumerate(launch.args) if a.kind == "dim"})
 
 
 def test_one_launch_that_cannot_be_resized_has_the_program_bound_anew():
