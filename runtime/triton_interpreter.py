@@ -6,6 +6,7 @@ for one another hang.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import linecache
 import threading
@@ -34,6 +35,7 @@ class TritonKernel:
     defaults: dict[str, Any]
 
 
+@functools.lru_cache(512)
 def load_kernel(source: str, name: str, entry: str) -> TritonKernel:
     """Executes kernel source text; `entry` is the jit function to launch. The text stays visible to tracebacks."""
     filename = f"<triton {name}>"

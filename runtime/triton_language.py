@@ -6,6 +6,7 @@ rewritten from their source, reductions and loops our own.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import types
@@ -22,8 +23,9 @@ from triton.runtime.jit import JITFunction
 from tilewright.runtime.triton_descriptors import Descriptor
 from tilewright.runtime.triton_elements import Handle
 from tilewright.runtime.triton_memory import Array, Memory
+from tilewright.runtime.triton_operators import shorten, shorten_load, shorten_store
 from tilewright.runtime.triton_rewrite import AND, NOT, OR, TILE, TRUTH, rewrite_library
-from tilewright.runtime.triton_tiles import BUILDER, SEMANTIC, Tile, make_tile
+from tilewright.runtime.triton_tiles import BUILDER, SEMANTIC, Tile, form_tile, make_tile
 
 _ASSEMBLY: dict[str, Callable[..., Any]] = {}
 _DTYPES = {
@@ -47,9 +49,16 @@ def make_argument(memory: Memory, name: str, value: torch.Tensor | int | float) 
     """What a kernel receives for a run-time argument: a pointer, i32 or i64, or f32."""
     if isinstance(value, torch.Tensor):
         home = memory.add(name, value)
-        kind = tl.pointer_type(_DTYPES[value.dtype])
-        return Tile(Handle(np.int64(home.address), kind.to_ir(BUILDER), home), kind)
+        kind, pointer = _make_pointer(value.dtype)
+        return Tile(Handle(np.int64(home.address), pointer, home), kind)
     return SEMANTIC.to_tensor(value)
+
+
+@functools.cache
+def _make_pointer(dtype: torch.dtype) -> tuple[Any, Any]:
+    """Triton's type and the builder's: one object each, so that what is kept by type is found again in the next launch."""
+    kind = tl.pointer_type(_DTYPES[dtype])
+    return kind, kind.to_ir(BUILDER)
 
 
 # Reductions and scans: Triton compiles the combine function into a region, here it is called on whole slices.
@@ -69,7 +78,12 @@ def _reduce(input: Any, axis: Any, combine_fn: Callable[..., Any], keep_dims: An
 
 def _front(tile: Tile, axis: int | None) -> Tile:
     data = tile.handle.data
-    return make_tile(data.reshape(-1) if axis is None else np.moveaxis(data, axis, 0), tile.dtype)
+    return make_tile(data.reshape(-1) if axis is None else data.transpose(_axis_first(data.ndim, axis)), tile.dtype)
+
+
+@functools.cache
+def _axis_first(rank: int, axis: int) -> tuple[int, ...]:
+    return (axis % rank, *(other for other in range(rank) if other != axis % rank))
 
 
 def _fold(tiles: list[Tile], combine_fn: Callable[..., Any]) -> list[Tile]:
@@ -121,13 +135,18 @@ def _range(start: Any, stop: Any = None, step: Any = 1, **hints: Any) -> Iterato
         start, stop = 0, start
     bounds: list[Any] = [SEMANTIC.to_tensor(core._unwrap_if_constexpr(bound)) for bound in (start, stop, step)]
     dtype = tl.int64 if any(bound.dtype.int_bitwidth == 64 for bound in bounds) else tl.int32
+    element = dtype.to_ir(BUILDER)
     for index in range(*(int(bound.handle.data) for bound in bounds)):
-        yield SEMANTIC.scalar_constant(index, dtype)
+        yield form_tile(Handle(element.compute.type(index), element), dtype, ())
 
 
 def _static_range(start: Any, stop: Any = None, step: Any = 1, **hints: Any) -> range:
     start, stop, step = (core._unwrap_if_constexpr(bound) for bound in (start, stop, step))
     return range(start) if stop is None else range(start, stop, step)
+
+
+def _tile(value: Any) -> Any:
+    return value if type(value) is Tile else SEMANTIC.to_tensor(value, False)
 
 
 def _truth(value: Any) -> bool:
@@ -201,7 +220,8 @@ _REPLACED: dict[str, Any] = {
     "inline_asm_elementwise": _run_assembly, "make_tensor_descriptor": Descriptor,
     "gdc_wait": _do_nothing, "gdc_launch_dependents": _do_nothing, "debug_barrier": _do_nothing,
 }  # fmt: skip
-_HOOKS: dict[str, Any] = {TILE: lambda value: SEMANTIC.to_tensor(value, False), TRUTH: _truth, AND: _and, OR: _or, NOT: _not}
+_SHORTENED = {"load": shorten_load, "store": shorten_store}
+_HOOKS: dict[str, Any] = {TILE: _tile, TRUTH: _truth, AND: _and, OR: _or, NOT: _not}
 _LIBDEVICE: dict[str, Callable[..., Array]] = {
     **{name: getattr(np, name) for name in ("tanh", "exp", "exp2", "log", "log2", "log1p", "expm1", "sqrt", "sin", "cos", "floor", "ceil", "rint")},
     "abs": np.abs, "pow": np.power, "rsqrt": lambda x: np.reciprocal(np.sqrt(x)), "fast_expf": np.exp, "fast_tanhf": np.tanh,
@@ -212,7 +232,7 @@ _LIBDEVICE: dict[str, Callable[..., Array]] = {
 # Namespaces that mirror Triton's modules.
 
 
-def _bind(function: Callable[..., Any]) -> Callable[..., Any]:
+def bind(function: Callable[..., Any]) -> Callable[..., Any]:
     """A builtin of Triton with our semantic object for the compiler's."""
     function = getattr(function, "__wrapped__", function)
 
@@ -264,7 +284,9 @@ def translate(name: str, value: Any) -> Any:
         return _mirror(value) if value.__name__.startswith("triton.language") else value
     if isinstance(value, JITFunction):
         return getattr(_mirror(importlib.import_module(value.__module__)), value.__name__)
-    return _bind(value) if inspect.isfunction(value) and core.is_builtin(value) else value
+    if not (inspect.isfunction(value) and core.is_builtin(value)):
+        return value
+    return _SHORTENED.get(name, _keep_first)(bind(value))
 
 
 def enter_language(scope: dict[str, Any]) -> None:
@@ -280,7 +302,7 @@ def _equip_tile() -> None:
         if isinstance(member, JITFunction):
             setattr(Tile, name, translate(name, member))
         elif core.is_builtin(member):
-            setattr(Tile, name, _REPLACED.get(name) or _bind(member))
+            setattr(Tile, name, _REPLACED.get(name) or shorten(name, bind(member)))
 
 
 _MIRRORS: dict[str, SimpleNamespace] = {}

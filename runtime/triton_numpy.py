@@ -29,7 +29,7 @@ def _rounded(data: Array, element: Any) -> Handle:
 def _elementwise(function: Callable[..., Array]) -> Callable[..., Handle]:
     def build(self: NumpyBuilder, *operands: Handle) -> Handle:
         element = operands[0].element
-        data = function(*(operand.data for operand in operands))
+        data = function(*[operand.data for operand in operands])
         return Handle(data if element.round is None else element.round(data), element)
 
     return build
@@ -152,7 +152,9 @@ class NumpyBuilder:
 
     def create_masked_load(self, pointer: Handle, mask: Handle, other: Handle | None, *hints: Any) -> Handle:
         element, memory = pointer.element.element, self.memory
-        pointers, active = np.broadcast_arrays(pointer.data, mask.data)
+        pointers, active = pointer.data, mask.data
+        if active.shape != pointers.shape and (pointers.shape != np.broadcast(pointers, active).shape or not active.all()):
+            pointers, active = np.broadcast_arrays(pointers, active)
         if active.all():
             return self.create_load(Handle(pointers, pointer.element, pointer.home))
         data = element.decode(memory.load(pointers, active, element.memory, pointer.home))
@@ -195,7 +197,7 @@ class NumpyBuilder:
 
     def create_addptr(self, pointer: Handle, offset: Handle) -> Handle:
         size = pointer.element.element.memory.itemsize
-        return Handle(pointer.data + offset.data.astype(np.int64) * size, pointer.element, pointer.home)
+        return Handle(pointer.data + np.multiply(offset.data, size, dtype=np.int64), pointer.element, pointer.home)
 
     # Conversions.
     def create_fp_to_fp(self, source: Handle, kind: Any, rounding: Any = None) -> Handle:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+import triton.language as tl
 
 from tilewright.ir.errors import EngineError
 from tilewright.runtime.triton_interpreter import launch, load_kernel
+from tilewright.runtime.triton_language import bind
 from tilewright.runtime.triton_memory import MemoryFault
+from tilewright.runtime.triton_operators import shorten
+from tilewright.runtime.triton_tiles import BUILDER, SEMANTIC, Tile, make_tile
 
 HEAD = "import triton\nimport triton.language as tl\n"
 
@@ -83,6 +91,52 @@ def test_checked_mode_reports_i32_overflow() -> None:
     x = torch.tensor([2**31 - 1, 1], dtype=torch.int32)
     with pytest.raises(AssertionError, match="int32 overflow"):
         run("x_ptr\ni = tl.arange(0, 2)\ntl.store(x_ptr + i, tl.load(x_ptr + i) + 1)", [x])
+
+
+OPERATORS = [
+    f"__{reflected}{name}__"
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "and", "or", "xor", "lt", "le", "gt", "ge", "eq", "ne")
+    for reflected in (("", "r") if name not in ("lt", "le", "gt", "ge", "eq", "ne") else ("",))
+]
+DTYPES = (tl.int1, tl.int8, tl.uint8, tl.int16, tl.int32, tl.int64, tl.float16, tl.bfloat16, tl.float32, tl.float64)
+
+
+def draw_tile(dtype: Any, dims: tuple[int, ...]) -> Tile:
+    """Small numbers, some of them equal, some zero."""
+    numbers = np.asarray(torch.randint(0 if dtype is tl.uint8 else -1, 5, dims, dtype=torch.int32).numpy())
+    return SEMANTIC.cast(make_tile(numbers, tl.int32), dtype)
+
+
+def describe(operate: Callable[..., Any], *operands: Any) -> Any:
+    """All that can be seen of a result, or of the refusal."""
+    try:
+        with np.errstate(all="ignore"):
+            tile = operate(*operands)
+    except Exception as refusal:
+        return type(refusal)
+    return str(tile.type), tile.dims, np.shape(tile.handle.data), tile.handle.element.name, np.asarray(tile.handle.data).tobytes()
+
+
+@pytest.mark.parametrize("member", OPERATORS)
+def test_the_short_way_to_a_result_gives_what_triton_s_rules_give(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BUILDER.options, "sanitize_overflow", False)
+    whole = bind(getattr(tl.tensor, member))
+    short = shorten(member, whole)
+    for left, other in zip(DTYPES, (*DTYPES[3:], *DTYPES[:3])):
+        for dims in (((), ()), ((8,), (8,)), ((8, 1), (1, 8)), ((4, 1), (1, 8)), ((2, 4), ()), ((8,), (2, 8)), ((4,), (8,))):
+            operands = draw_tile(left, dims[0]), draw_tile(other if dims[0] == (8, 1) else left, dims[1])
+            assert describe(short, *operands) == describe(whole, *operands), (left, dims)
+        tile = draw_tile(left, (8,))
+        for number in (3, 0, -2, True, 300, 2**40, 0.5, -0.0, 1e300, float("inf")):
+            assert describe(short, tile, number) == describe(whole, tile, number), (left, number)
+
+
+def test_hints_that_triton_does_not_know_are_refused_each_time() -> None:
+    x = torch.randn(8)
+    for access in ("tl.load(x_ptr + i, cache_modifier='.no')", "tl.store(x_ptr + i, i, eviction_policy='never')"):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"no|never"):
+                run(f"x_ptr\ni = tl.arange(0, 8)\n{access}", [x])
 
 
 DOT = """a_ptr, b_ptr, c_ptr, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
