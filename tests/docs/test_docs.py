@@ -3,10 +3,10 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -36,8 +36,8 @@ def read_console(text):
 
 def check(command, expected, folder):
     command, _, code = command.partition("  # exit ")
-    shell = re.sub(r"^tilewright (?=[\w-])", f"{sys.executable} -m tilewright ", command)
-    shell = re.sub(r"^python ", f"{sys.executable} ", shell)
+    shell = re.sub(r"^tilewright (?=[\w-])", f"{warm_python()} -m tilewright ", command)
+    shell = re.sub(r"^python ", f"{warm_python()} ", shell)
     done = subprocess.run(shell, shell=True, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     printed = done.stdout.splitlines()
     assert done.returncode == int(code or 0), f"$ {command}\n{done.stdout}{done.stderr}"

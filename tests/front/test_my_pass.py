@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import zoo
+from warm_python import warm_python
 
 import tilewright as tw
 
@@ -41,7 +41,7 @@ def installed(tmp_path_factory):
 
 def run(installed, *words):
     done = subprocess.run(
-        [sys.executable, *map(str, words)], env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False
+        [warm_python(), *map(str, words)], env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -3,12 +3,12 @@
 import json
 import shutil
 import subprocess
-import sys
 
 import faulty_passes  # noqa: F401  # registers what is searched for
 import pytest
 import studied
 import torch
+from warm_python import warm_python
 
 from tilewright.inspect import load
 from tilewright.inspect.bisect import Bisection
@@ -28,7 +28,7 @@ def spoiled_run(n, target="cpu"):
 
 
 def run_alone(file):
-    return subprocess.run([sys.executable, str(file)], capture_output=True, text=True)
+    return subprocess.run([warm_python(), str(file)], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("n", [1, EVENTS // 2, EVENTS])

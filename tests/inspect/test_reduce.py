@@ -1,11 +1,11 @@
 """What a faulty pass needs to go wrong, and no more."""
 
 import subprocess
-import sys
 
 import faulty_passes  # noqa: F401
 import pytest
 import studied
+from warm_python import warm_python
 
 from tilewright.inspect.bisect import Bisection
 from tilewright.inspect.metrics import Gate
@@ -27,7 +27,7 @@ def test_a_fault_of_one_op_becomes_a_graph_of_one_op(tmp_path):
     assert len(found.first.graph) == len(run.final) and found.finding.value == "%model.layers.1.input_layernorm"
     graph = parse_graph((tmp_path / "best.ir").read_text())
     assert len(graph) == 1 and max(sizes_of(graph), default=1) <= 8
-    ended = subprocess.run([sys.executable, str(found.file)], capture_output=True, text=True)
+    ended = subprocess.run([warm_python(), str(found.file)], capture_output=True, text=True)
     assert ended.returncode == 1, ended.stderr
     assert f"{found}".splitlines()[1].startswith(f"reduced in {found.num_tries} tries: {len(run.final)} ops, 7 tokens, ")
 
@@ -42,7 +42,7 @@ def test_the_best_so_far_is_on_disk_when_the_time_is_over(tmp_path):
     run = studied.run_of("qwen2", pipeline="default,corrupt-nth{n=3}")
     found = reduce(run, tmp_path, seconds=0).find()
     assert len(found.best.graph) == len(found.first.graph)
-    assert subprocess.run([sys.executable, str(tmp_path / "repro.py")], capture_output=True).returncode == 1
+    assert subprocess.run([warm_python(), str(tmp_path / "repro.py")], capture_output=True).returncode == 1
 
 
 def test_a_gate_that_holds_leaves_nothing_to_reduce(tmp_path):
