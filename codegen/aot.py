@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -36,18 +37,24 @@ class _Job:
     source: str
     arch: str
     modules: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """Digest of all that the cubin depends on; neither the kernel's name nor comments (which name modules) are among it."""
-        kernel, code = self.kernel, _without_comments(self.source)
-        parts = (
-            "2", importlib.metadata.version("triton"), self.arch, code, kernel.entry, kernel.parameters, sorted(kernel.constants.items()),
-            kernel.num_warps, kernel.num_stages, kernel.dependent_launch,
-        )  # fmt: skip
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    key: str  # _digest of it
 
 
+def _digest(kernel: Kernel, source: str, arch: str) -> str:
+    """Of all that the cubin depends on; neither the kernel's name nor comments (which name modules) are among it."""
+    parts = (
+        "2", _triton_version(), arch, _without_comments(source), kernel.entry, kernel.parameters, sorted(kernel.constants.items()),
+        kernel.num_warps, kernel.num_stages, kernel.dependent_launch,
+    )  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _triton_version() -> str:
+    return importlib.metadata.version("triton")
+
+
+@functools.lru_cache(1024)  # a source is compiled for several architectures and asked for again
 def _without_comments(source: str) -> str:
     try:
         return ast.unparse(ast.parse(source))
@@ -95,7 +102,10 @@ def compile_each(
 ) -> dict[tuple[str, str], Compiled | CodegenError]:
     """As compile_all, for kernels that may fail: gives the error of each that does."""
     cache = cache or default_cache()
-    wanted = [_Job(kernel, sources[kernel.name], arch, (modules or {}).get(kernel.name, ())) for kernel in kernels for arch in archs]
+    wanted = [
+        _Job(kernel, source := sources[kernel.name], arch, (modules or {}).get(kernel.name, ()), _digest(kernel, source, arch))
+        for kernel in kernels for arch in archs
+    ]  # fmt: skip
     missing = {job.key: job for job in wanted if not (cache / job.key).is_dir()}
     done = len(wanted) - len(missing)
     errors: dict[str, CodegenError] = {}
@@ -155,7 +165,7 @@ class _Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def compile(self, job: _Job) -> CodegenError | None:
-        request = {"key": job.key, "cache": str(self.cache), **dataclasses.asdict(job)}
+        request = {"cache": str(self.cache), **dataclasses.asdict(job)}
         process = self._start()
         assert process.stdin and process.stdout
         try:

@@ -11,6 +11,8 @@ from tilewright.frontend.capture import parse_mask
 from tilewright.frontend.trace import trace, trace_config
 from tilewright.ir.errors import TraceError
 
+pytestmark = pytest.mark.usefixtures("traced_anew")
+
 
 @pytest.fixture(scope="module")
 def graph():

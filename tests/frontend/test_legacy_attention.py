@@ -11,6 +11,8 @@ from tilewright.frontend.normalize import normalize
 from tilewright.frontend.trace import trace_config
 from tilewright.ir.errors import TraceError
 
+pytestmark = pytest.mark.usefixtures("traced_anew")
+
 MINIMUM = torch.finfo(torch.float32).min
 
 

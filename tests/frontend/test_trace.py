@@ -11,6 +11,8 @@ from tilewright.ir.interpreter import interpret
 from tilewright.ir.reference import Batch
 from tilewright.ir.verifier import verify
 
+pytestmark = pytest.mark.usefixtures("traced_anew")
+
 PROMPTS = ragged_prompts(n=4, seed=3)
 
 
