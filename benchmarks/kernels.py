@@ -212,12 +212,15 @@ def large_candidates() -> Iterator[Config]:
         yield {"block_m": m, "block_n": n, "block_k": k, "num_warps": warps, "num_stages": stages}
 
 
+_DECODE_SHAPES = ((32, 1), (64, 2), (64, 4), (128, 4), (128, 8))  # keys of a block, warps
+
+
 def attend_candidates(row: Row) -> Iterator[Config]:
     if row.kind == "decode":
-        for n, warps, stages, splits in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (2, 3, 4, 5), (1, 2, 4, 8, 16, 32, 64)):
-            fits = 16 <= n // warps <= 64 and n * stages <= 384
-            if fits and 8 <= row.sequences * KV_HEADS * splits <= 4096 and (splits == 1 or 2 * splits * n <= row.context):
-                yield {"block_n": n, "num_warps": warps, "num_stages": stages, "num_splits": splits}
+        for (n, warps), stages, splits, fill in itertools.product(_DECODE_SHAPES, (2, 3), (1, 2, 4, 8, 16, 32), (1, 2, 4)):
+            programs, each = row.sequences * KV_HEADS * splits, row.context / (n * splits)
+            if each > 0.5 and 32 <= programs <= 1024 and n * stages <= 384 and (each > 1 or stages == 2) and (splits > 1 or fill == 1):
+                yield {"block_n": n, "num_warps": warps, "num_stages": stages, "num_splits": splits, "fill_blocks": fill}
         return
     for m, n, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)):
         yield {"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages}

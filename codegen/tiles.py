@@ -34,10 +34,8 @@ class AttendTile:
     num_warps: int
     num_stages: int
     num_splits: int = 1  # parts of a sequence's keys that are read by different programs, at most
-    fill_splits: int = 1  # of these, as many as fill the machine once: worth while from fill_blocks blocks of keys each
-    fill_blocks: int = 1
+    fill_blocks: int = 1  # blocks of keys from which on a part is worth a program
     alone_blocks: int = 2  # which one program reads sooner than several could put their parts together
-    balance_blocks: int = 16  # the others only even out the load, and take at least so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,21 +171,19 @@ def _fit_k(tile: LinearTile, k: int) -> LinearTile:
 
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
-_RESIDENT = 2  # programs that share a core
-_TURNS = 4  # programs that a core takes one after the other, so that none waits long for the slowest
-_MOST_SPLITS = 64
+_TURNS = 8  # programs of a core, together or in turn: they even out the load where one sequence is far longer than others
+_MOST_SPLITS = 32
+_FEW_PROGRAMS = 64  # without splits: what counts is then how long one program takes
 
 
 def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longest: int, arch: int) -> AttendTile:
     """width: the wider of key and value heads. programs: sequences times key-value heads. longest: keys of the longest sequence."""
-    block_n = 64 if width <= 128 and dtype_bytes == 2 else 32
-    stages = 3 if machine(arch).shared_bytes > 150_000 else 2
-    tile = AttendTile(max(16, next_power_of_two(group)), block_n, 4, stages)
-    blocks = -(-longest // block_n)
-    seats = _RESIDENT * machine(arch).num_cores
-    fill = 1 if blocks <= tile.alone_blocks else min(_power_of_two_below(seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.fill_blocks))
-    balance = min(_power_of_two_below(_TURNS * seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.balance_blocks))
-    return replace(tile, num_splits=max(1, fill, balance), fill_splits=max(1, fill))
+    roomy = width <= 128 and dtype_bytes == 2
+    wide = roomy and programs > _FEW_PROGRAMS and machine(arch).shared_bytes > 150_000
+    tile = AttendTile(max(16, next_power_of_two(group)), 128 if wide else 64 if roomy else 32, 4, 2)
+    blocks = -(-longest // tile.block_n)
+    splits = min(_power_of_two_below(_TURNS * machine(arch).num_cores // max(1, programs)), _MOST_SPLITS, blocks)
+    return replace(tile, num_splits=1 if blocks <= tile.alone_blocks else max(1, splits))
 
 
 # Bytes of an element, widest head -> (rows, keys, warps, stages)
