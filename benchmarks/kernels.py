@@ -182,6 +182,7 @@ def vector_candidates(is_int8: bool) -> Iterator[Config]:
 _NARROW = ((64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3), (128, 64, 8, 5))
 _MIDDLE = ((64, 128, 4, 3), (64, 64, 4, 4), (64, 64, 4, 6), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3))
 _BROAD = ((64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+_FINE = ((16, 256, 2, 4), (16, 256, 2, 6), (16, 512, 4, 3), (32, 128, 2, 6), (32, 256, 2, 3), (32, 256, 4, 4), (32, 512, 4, 3))  # for mma.sync
 # The same for int8: beside bf16 tokens, stages hold half as many bytes of the weight.
 _NARROW_INT8 = ((64, 128, 4, 5), (64, 256, 4, 3), (64, 256, 4, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 256, 8, 3))
 _MIDDLE_INT8 = ((64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4))
@@ -197,10 +198,10 @@ def stream_candidates(row: Row) -> Iterator[Config]:
         shapes += [(64, *size, 0) for size in _MIDDLE_INT8] if m < 64 else []
     else:
         shapes = [(m, *size, 1) for size in (_NARROW if m <= 32 else _MIDDLE if m <= 64 else _BROAD)]
-        shapes += [(m, 32, 256, 4, 4, 0)] if m <= 32 else []
+        shapes += [(m, *size, 0) for size in _FINE] if m <= 32 else []
     for (token_rows, block_n, k, warps, stages, left), parts in itertools.product(shapes, splits):
         in_flight = stages * k * (token_rows * 2 + block_n * (1 if is_int8 else 2))
-        if in_flight <= 200_000 and -(-n // block_n) * parts >= 60:
+        if in_flight <= 200_000 and 60 <= -(-n // block_n) * parts <= 2000:
             yield {
                 "block_m": token_rows, "block_n": block_n, "block_k": k, "num_warps": warps, "num_stages": stages, "splits": parts,
                 "weights_left": left,

@@ -107,8 +107,8 @@ def emit_last_block(w: Writer, shape: AttendShape, tile: AttendTile) -> None:
     else:
         w.line("place = tl.minimum(tail + lane, last)")
         w.line(f"page_of = tl.load(table + place // {shape.page_size}).to(tl.int64)")
-        w.line(f"rows = page_of * {shape.kv_heads * shape.page_size} + place % {shape.page_size}")
-        rows = "rows"
+        w.line(f"tail_rows = page_of * {shape.kv_heads * shape.page_size} + place % {shape.page_size}")
+        rows = "tail_rows"
     for name, which in (("tail_values", 1), ("tail_keys", 0)):  # keys, which are turned right away, do not hold up values
         w.line(f"{name} = {_load(shape, which, True, f'{rows}[:, None] * {{width}}', 'is_key')}")
 

@@ -33,7 +33,7 @@ _ONE = Extent()
 LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
-    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "page_of", "place", "rows", "tail", "is_key",
+    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "page_of", "place", "tail_rows", "tail", "is_key",
     "tail_keys", "tail_values", "lane", "scores", "blocks", "wanted", "used", "newest", "slot", "new_key", "new_value", "counter", "arrived",
     "each", "member", "part_head", "combined", "top", "raised", "e3", "from_split", "places", "some", "split_mask", "level_tile", "weight_sum",
     "key_blocks", "value_blocks", "first_row", "shrink",
@@ -123,7 +123,7 @@ class _Maker:
             w.line(f"begin = {first} * BLOCK_N")
             w.line("end = stored")
             return
-        w.line("split = tl.program_id(2)")
+        w.line("split = NUM_SPLITS - 1 - tl.program_id(2)", "those without keys come first, and are gone before the others start")
         w.line(f"first = {first}")
         w.line("blocks = tl.cdiv(stored, BLOCK_N) - first")
         w.line(f"wanted = tl.where(blocks <= {tile.alone_blocks}, 1, tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), NUM_SPLITS))")
