@@ -33,10 +33,10 @@ _ONE = Extent()
 LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
-    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "page_of", "place", "tail_rows", "tail", "is_key",
-    "tail_keys", "tail_values", "lane", "scores", "blocks", "wanted", "used", "newest", "slot", "new_key", "new_value", "counter", "arrived",
-    "each", "member", "part_head", "combined", "top", "raised", "e3", "from_split", "places", "some", "split_mask", "level_tile", "weight_sum",
-    "key_blocks", "value_blocks", "first_row", "shrink",
+    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "page_of", "place", "tail_rows", "tail",
+    "is_key", "tail_keys", "tail_values", "lane", "scores", "blocks", "wanted", "used", "newest", "slot", "new_key", "new_value", "counter",
+    "arrived", "each", "member", "part_head", "combined", "top", "raised", "e3", "from_split", "places", "some", "split_mask", "level_tile",
+    "weight_sum", "key_blocks", "value_blocks", "first_row", "shrink",
 )  # fmt: skip
 
 
