@@ -94,15 +94,16 @@ def _scan(input: Any, axis: Any, combine_fn: Callable[..., Any], reverse: Any = 
         data = np.flip(first.handle.data, axis) if step < 0 else first.handle.data
         sums = np.add.accumulate(data, axis=axis, dtype=data.dtype)
         return (make_tile(np.flip(sums, axis) if step < 0 else sums, first.dtype),)
-    columns = [np.moveaxis(tile.handle.data, axis, 0)[::step] for tile in input]
     dtypes = [tile.dtype for tile in input]
-    rows: list[list[Tile]] = []
-    for index in range(len(columns[0])):
-        row = [make_tile(np.asarray(column[index]), dtype) for column, dtype in zip(columns, dtypes)]
-        combined = combine_fn(*rows[-1], *row) if rows else row
-        rows.append([combined] if isinstance(combined, Tile) else list(combined))
-    results = [np.stack([row[i].handle.data for row in rows])[::step] for i in range(len(input))]
-    return tuple(make_tile(np.moveaxis(result, 0, axis), dtype) for result, dtype in zip(results, dtypes))
+    columns = [np.moveaxis(tile.handle.data, axis, 0)[::step] for tile in input]
+    shift = 1
+    while shift < len(columns[0]):  # each element has the combination of the `shift` elements up to it, then of twice as many
+        earlier, own = [make_tile(np.roll(c, shift, 0), d) for c, d in zip(columns, dtypes)], [make_tile(c, d) for c, d in zip(columns, dtypes)]
+        combined = combine_fn(*earlier, *own)
+        combined = [combined] if isinstance(combined, Tile) else combined
+        columns = [np.concatenate([c[:shift], tile.handle.data[shift:]]) for c, tile in zip(columns, combined)]
+        shift *= 2
+    return tuple(make_tile(np.moveaxis(c[::step], 0, axis), dtype) for c, dtype in zip(columns, dtypes))
 
 
 def _reduce_with_indices(input: Tile, axis: Any, combine_fn: Callable[..., Any], keep_dims: Any = False, **compiler: Any) -> Any:

@@ -148,6 +148,10 @@ REDUCTIONS = {
     "tl.sum(tl.softmax(x.trans(), dim=0) * x.trans(), axis=0)": lambda x: (x.softmax(1) * x).sum(1),
     "tl.sum(tl.cumsum(x, axis=1), axis=1)": lambda x: x.cumsum(1).sum(1),
     "tl.sum(tl.cumsum(x, axis=1, reverse=True) * x, axis=1)": lambda x: (x.flip(1).cumsum(1).flip(1) * x).sum(1),
+    "tl.sum(tl.associative_scan(x, 1, product) * j[None, :], axis=1)": lambda x: (x.cumprod(1) * torch.arange(16)).sum(1),
+    "tl.sum(tl.associative_scan(x, 1, earlier) * j[None, :], axis=1)": lambda x: 120 * x[:, 0],
+    "tl.sum(tl.associative_scan(x, 1, earlier, reverse=True) * j[None, :], axis=1)": lambda x: 120 * x[:, 15],
+    "tl.sum(tl.associative_scan((x, x * 2), 1, add_two)[1] * x, axis=1)": lambda x: (2 * x.cumsum(1) * x).sum(1),
     "tl.sum(tl.flip(x, 1) * x, axis=1)": lambda x: (x.flip(1) * x).sum(1),
     "tl.sum(tl.sort(x, dim=1) * j[None, :], axis=1)": lambda x: (x.sort(1).values * torch.arange(16)).sum(1),
     "x.sum(1, keep_dims=True).reshape(4)": lambda x: x.sum(1),
@@ -166,6 +170,8 @@ def test_library_functions_equal_torch(expression: str) -> None:
     x, out = torch.randn(4, 16), torch.empty(4)
     source = HEAD + (
         "@triton.jit\ndef product(a, b):\n    return a * b\n\n"
+        "@triton.jit\ndef earlier(a, b):\n    return a\n\n"
+        "@triton.jit\ndef add_two(a, b, x, y):\n    return a + x, b + y\n\n"
         "@triton.jit\ndef kernel(x_ptr, out_ptr):\n    i, j = tl.arange(0, 4), tl.arange(0, 16)\n"
         f"    x = tl.load(x_ptr + i[:, None] * 16 + j[None, :])\n    tl.store(out_ptr + i, {expression})\n"
     )
