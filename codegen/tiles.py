@@ -91,7 +91,13 @@ _STREAM_LEFT: dict[int, _Sizes] = {  # 16-bit weights as the left operand of wgm
     128: (128, 64, 64, 4, 4),
 }
 _STREAM_WIDE: dict[int, _Sizes] = {128: (128, 128, 128, 8, 3)}  # the same where there are tiles for every core
-_STREAM_RIGHT: dict[int, _Sizes] = {  # int8, and machines without wgmma. From 64 tokens on wgmma, its int8 converted into shared memory; else mma
+_STREAM_WORDS: dict[int, _Sizes] = {  # int8 as its left operand: wider, since tokens are read again for half as many bytes of the weight
+    16: (16, 128, 128, 4, 4),
+    32: (32, 128, 128, 4, 4),
+    64: (64, 128, 128, 8, 4),
+    128: (128, 256, 64, 8, 3),
+}
+_STREAM_RIGHT: dict[int, _Sizes] = {  # machines without wgmma, and int8 on those whose wgmma takes no operand from registers
     16: (16, 64, 128, 4, 4),
     32: (32, 64, 128, 4, 4),
     64: (64, 64, 128, 4, 3),
@@ -120,10 +126,10 @@ def keep_order(tile: LinearTile) -> LinearTile:
 
 
 def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
-    left = weight_bytes == 2 and arch >= 90
-    table = _STREAM_LEFT if left else _STREAM_RIGHT
+    left = arch >= 90 if weight_bytes == 2 else arch == 90
+    table = _STREAM_RIGHT if not left else _STREAM_LEFT if weight_bytes == 2 else _STREAM_WORDS
     most = next(most for most in table if tokens <= most)
-    wide = _STREAM_WIDE.get(most) if left else None
+    wide = _STREAM_WIDE.get(most) if left and weight_bytes == 2 else None
     if wide and -(-n // wide[1]) >= machine(arch).num_cores:
         return LinearTile(*wide, weights_left=left)
     block_m, block_n, block_k, warps, stages = table[most]
@@ -146,7 +152,7 @@ _MOST_PARTS, _FEWEST_STEPS = 8, 4  # of one tile; of one program
 _MOST_SPLIT_TOKENS = 256  # of more, tiles are many and their parts large
 _SPLIT_BYTES = 9e6  # what is read in the time that the last program of a tile waits for the others' parts: 2 µs
 _OPERATIONS_PER_BYTE = 155  # done in the time that a byte is read: 700 TFLOP/s at 4.53 TB/s
-_ALONE, _CONVERTED = 1.12, 1.6  # how much longer a core takes that has one block and not two; a weight that is converted on its way
+_ALONE, _CONVERTED = 1.12, 1.6  # how much longer a core takes that has one block and not two; int8 that is no left operand
 
 
 def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: int, num_cores: int) -> int:
@@ -154,7 +160,7 @@ def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: 
     tiles = -(-n // tile.block_n) * -(-tokens // tile.block_m)
     if tokens > _MOST_SPLIT_TOKENS or tiles >= 2 * num_cores:
         return 1
-    reading = n * k * weight_bytes * (_CONVERTED if weight_bytes == 1 else 1)
+    reading = n * k * weight_bytes * (_CONVERTED if weight_bytes == 1 and not tile.weights_left else 1)
     computing = 2 * n * k * tokens / _OPERATIONS_PER_BYTE
     alone = _ALONE if reading > computing else 1
 
