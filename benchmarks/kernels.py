@@ -203,12 +203,14 @@ def stream_candidates(row: Row) -> Iterator[Config]:
     narrow, middle, broad = (_NARROW_INT8, _MIDDLE_INT8, _BROAD_INT8) if is_int8 else (_NARROW, _MIDDLE, _BROAD)
     shapes = [(m, *size, 1) for size in (narrow if m <= 32 else middle if m <= 64 else broad)]
     shapes += [(m, 32, 256, 4, 4, 0)] if m <= 32 and not is_int8 else [(m, 128, 64, 8, 4, 0)] if m > 32 and is_int8 else []
-    for (token_rows, block_n, k, warps, stages, left), parts in itertools.product(shapes, splits):
+    for (token_rows, block_n, k, warps, stages, left), parts, direct in itertools.product(shapes, splits, (0, 1)):
         in_flight = stages * k * (token_rows * 2 + block_n * (1 if is_int8 else 2))
+        if direct and not (is_int8 and left and block_n % (16 * warps) == 0 and warps >= 4):
+            continue
         if in_flight <= 200_000 and -(-n // block_n) * parts >= 60:
             yield {
                 "block_m": token_rows, "block_n": block_n, "block_k": k, "num_warps": warps, "num_stages": stages, "splits": parts,
-                "weights_left": left,
+                "weights_left": left, "direct": direct,
             }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
 from tilewright.codegen.source import template
 from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, override
-from tilewright.codegen.word_weights import BLOCK, DTYPES, ORDER, convert_words
+from tilewright.codegen.word_weights import BLOCK, DTYPES, ORDER, WORDS, Arrangement, convert_words, join_all
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
@@ -142,6 +142,7 @@ class _Kernel:
             self.constants["SPLITS"] = self.splits
         self.w = HoistingWriter((*self.parameters, *self.constants, *LOCALS))
         reducer = LoopedRow(tile.block_m, tile.block_k)
+        self.aheads = [self.w.fresh("ahead") for _ in range(tile.block_k // BLOCK)] if self.is_direct else []
         self.e = Evaluator(product.plan, self.w, reducer, notes)
         self.stored = StoredEvaluator(product.plan, self.w, reducer, notes)
 
@@ -239,28 +240,33 @@ class _Kernel:
 
     # -- many tokens ------------------------------------------------------------------------------------------------------------
     def _emit_tiled(self) -> None:
-        w, product = self.w, self.product
+        w = self.w
         self._deal_tiles()
         row, column = self._rows(), self._columns()
         self._locate_weight()
+        first_k, stop = self._part_of_k()
+        if self.is_direct:
+            self._load_ahead(first_k, "")
         self._wait()
         self._hoist_rows(row)
-        left = self.tile.weights_left
         w.line(f"acc = tl.zeros([{self._tile_shape}], tl.float32)")
         if self.reads_words:
             w.line("lane = tl.arange(0, BLOCK_K)[None, :]")
             w.line(f"order = {ORDER}", "in which the tensor core meets the columns")
-        with w.block(f"for start in range({self._range_of_k()}, BLOCK_K):"):
-            depth = "tl.max_contiguous(tl.multiple_of(start + order, [1, 2]), [1, 2])" if self.reads_words else "start + tl.arange(0, BLOCK_K)[None, :]"
-            w.line(f"depth = {depth}")
+        with w.block(f"for start in range({first_k}, {stop}, BLOCK_K):"):
+            in_order = "tl.max_contiguous(tl.multiple_of(start + order, [1, 2]), [1, 2])"
+            w.line(f"depth = {in_order if self.reads_words else 'start + tl.arange(0, BLOCK_K)[None, :]'}")
             x = self._dot_operand(self._at_k(row))
-            weight = self._dot_weight()
-            exact = ', input_precision="ieee"' if product.dtype == "f32" else ""
-            w.line(f"acc = tl.dot({weight}, tl.trans({x}), acc{exact})" if left else f"acc = tl.dot({x}, tl.trans({weight}), acc{exact})")
+            weight = self._dot_weight(stop)
+            operands = f"{weight}, tl.trans({x})" if self.tile.weights_left else f"{x}, tl.trans({weight})"
+            exact = ', input_precision="ieee"' if self.product.dtype == "f32" else ""
+            w.line(f"acc = tl.dot({operands}, acc{exact})")
+        if self.is_direct:
+            w.line(f"acc = {self._arrangement.restore_rows('acc')}", "in the order of the weight again")
         if self.splits > 1:
             self._add_parts(row, column)
             return
-        if left:
+        if self.tile.weights_left:
             w.line("acc = tl.trans(acc)")
         self._write_outputs(row, column)
 
@@ -273,13 +279,12 @@ class _Kernel:
         """No other program reads the same part of the weight."""
         return 0 < self.product.plan.max_tokens <= self.tile.block_m
 
-    def _range_of_k(self) -> str:
+    def _part_of_k(self) -> tuple[str, str]:
         """Where the program's part of K starts and stops."""
         if self.splits == 1:
-            return f"0, {self.product.k}"
-        length = self.steps_of_part * self.tile.block_k
-        stop = f"first_k + {length}"
-        return f"first_k, {stop}" if self.steps % self.splits == 0 else f"first_k, tl.minimum({stop}, {self.product.k})"
+            return "0", str(self.product.k)
+        stop = f"first_k + {self.steps_of_part * self.tile.block_k}"
+        return "first_k", stop if self.steps % self.splits == 0 else f"tl.minimum({stop}, {self.product.k})"
 
     def _add_parts(self, row: Index, column: Index) -> None:
         """The last program of a tile to arrive adds up the parts, in their order whichever it is, and goes on with the sum."""
@@ -341,14 +346,41 @@ class _Kernel:
             x = f"tl.where({' & '.join(masks)}, {x}, 0.0)"
         return self.w.let("x", x if self.product.dtype == "f32" else f"({x}).to({TRITON_DTYPES[self.product.dtype]})")
 
-    def _dot_weight(self) -> str:
+    def _dot_weight(self, stop: str) -> str:
+        """stop: of the program's part of K."""
         w, dtype = self.w, self.product.dtype
-        w.line(f"{'words' if self.reads_words else 'weight_tile'} = {self._weight_tile('start', passes_end=self.product.k % self.tile.block_k != 0)}")
+        tile = self._weight_tile("start", passes_end=self.product.k % self.tile.block_k != 0)
         if not self.reads_words:
+            w.line(f"weight_tile = {tile}")
             return "weight_tile" if self.product.weight.type.dtype == dtype else f"weight_tile.to({TRITON_DTYPES[dtype]})"
-        for line in convert_words("words", dtype, TRITON_DTYPES[dtype]):
+        w.line(f"words = {join_all(self.aheads) if self.is_direct else tile}")
+        if self.is_direct:
+            self._load_ahead("start + BLOCK_K", stop)
+        for line in convert_words("words", dtype, TRITON_DTYPES[dtype], self._arrangement):
             w.line(line)
         return "weight_tile"
+
+    @property
+    def is_direct(self) -> bool:
+        """Words come from memory to where they are needed, in as many loads of a block of columns as a step has."""
+        tile = self.tile
+        return self.reads_words and not self.is_vector and tile.direct and tile.block_n % (16 * tile.num_warps) == 0
+
+    @property
+    def _arrangement(self) -> Arrangement:
+        return Arrangement(self.tile.block_n, self.tile.block_k // BLOCK, self.tile.num_warps, self.is_direct)
+
+    def _load_ahead(self, start: str, stop: str) -> None:
+        """The words of the step at column `start`, unless that is at `stop`."""
+        product = self.product
+        once = ', eviction_policy="evict_first"' if self._has_one_row_of_tiles else ""
+        for place, name in enumerate(self.aheads):
+            first = f"({start}) // 4" + (f" + {place * WORDS}" if place else "")
+            masks = [f"n_row < {product.n}"] if product.n % self.tile.block_n else []
+            masks += [f"{first} + tl.arange(0, {WORDS})[None, :] < {product.k // 4}"] if product.k % self.tile.block_k else []
+            masks += [f"{start} < {stop}"] if stop else []
+            masked = f", mask={' & '.join(f'({m})' for m in masks)}, other=0" if masks else ""
+            self.w.line(f"{name} = tl.load(weight_rows + {first} + step{masked}{once})")
 
     # -- both -------------------------------------------------------------------------------------------------------------------
     def _columns(self) -> Index:
@@ -376,7 +408,8 @@ class _Kernel:
         items = k // 4 if self.reads_words else k
         pointer = f"{name}.to(tl.pointer_type(tl.int32))" if self.reads_words else name
         self.w.line(f"weight_rows = {pointer} + first_n.to(tl.int64) * {items}")
-        self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {items} + tl.arange(0, {self._in_words('BLOCK_K')})[None, :]")
+        width = WORDS if self.is_direct else self._in_words("BLOCK_K")
+        self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {items} + tl.arange(0, {width})[None, :]")
         if self.reads_words and self.is_vector:
             words = 16 // ITEM_BYTES[self.product.dtype] // 4
             self.w.line(f"step = tl.max_contiguous(step, [1, {words}])", "a thread reads the columns that it has of x")

@@ -24,6 +24,7 @@ class LinearTile:
     group_m: int = 1  # token tiles that are dealt together, so that they share weight tiles in L2
     weights_left: bool = False  # the weight is the dot's left operand: only that one can come from registers on sm_90
     splits: int = 1  # programs among which K is dealt; the last of a tile to finish adds up what the others left. Not of a matrix-vector product
+    direct: bool = False  # int8 on the left: from memory to registers, the first step before the wait for the kernel before; else by shared memory
     biased: bool = True  # matrix-vector product: bytes are converted as weight + 128; otherwise they become the last bits of 2 ** 23 + weight
 
 

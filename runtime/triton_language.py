@@ -166,7 +166,7 @@ def _run_assembly(asm: Any, constraints: Any, args: Any, dtype: Any, is_pure: An
     raw = np.broadcast_arrays(*(handle.element.encode(np.asarray(handle.data)) for handle in handles))
     several = isinstance(dtype, (tuple, core.tuple))
     elements = [(one, one.to_ir(BUILDER)) for one in (dtype if several else (dtype,))]
-    results = run_assembly(core._unwrap_if_constexpr(asm), raw, len(elements))
+    results = run_assembly(str(core._unwrap_if_constexpr(asm)), raw, len(elements))
     tiles = tuple(make_tile(element.decode(bits.view(element.memory)), one) for (one, element), bits in zip(elements, results))
     return tiles if several else tiles[0]
 
