@@ -183,17 +183,31 @@ def vector_candidates(is_int8: bool) -> Iterator[Config]:
             yield {"block_n": n, "block_k": k, "num_warps": warps}
 
 
-# (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds.
-_NARROW = ((64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3), (128, 64, 8, 5))
-_MIDDLE = ((64, 128, 4, 3), (64, 64, 4, 4), (64, 64, 4, 6), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3))
-_BROAD = ((64, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 2), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+# (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds. Where a core has one block, many stages
+# make up for it: the tokens are on their way, too.
+_NARROW = (
+    (64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 128, 4, 6), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3),
+    (128, 64, 8, 5),
+)  # fmt: skip
+_MIDDLE = (
+    (64, 128, 4, 3), (64, 128, 4, 5), (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4),
+    (128, 64, 8, 6), (128, 128, 8, 3),
+)  # fmt: skip
+_BROAD = (
+    (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (64, 128, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3),
+    (256, 64, 8, 3), (256, 64, 8, 4),
+)  # fmt: skip
 # The same for int8 as words on the left. Two warps are too few for wgmma: bytes, and mma.
 _NARROW_INT8 = (
-    (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 4), (128, 64, 4, 5), (128, 128, 4, 3), (128, 128, 4, 4), (128, 128, 8, 4), (256, 64, 8, 5),
-    (64, 128, 2, 4), (128, 64, 2, 4),
+    (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (128, 64, 4, 5), (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6), (256, 64, 8, 5),
+    (64, 128, 2, 4), (128, 64, 2, 4), (128, 64, 2, 6),
 )  # fmt: skip
-_MIDDLE_INT8 = ((64, 128, 4, 4), (128, 64, 4, 4), (128, 128, 8, 3), (128, 128, 8, 4), (256, 64, 8, 4), (256, 128, 8, 3))
-_BROAD_INT8 = ((64, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4), (256, 128, 8, 3))
+_MIDDLE_INT8 = (
+    (64, 128, 4, 4), (64, 128, 4, 6), (128, 64, 4, 4), (128, 64, 4, 6), (128, 128, 8, 4), (128, 128, 8, 5), (256, 64, 8, 4), (256, 128, 8, 3),
+)  # fmt: skip
+_BROAD_INT8 = (
+    (64, 64, 4, 4), (64, 64, 4, 8), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (128, 128, 8, 4), (256, 64, 8, 3), (256, 64, 8, 4),
+)  # fmt: skip
 
 
 def stream_candidates(row: Row) -> Iterator[Config]:
@@ -205,7 +219,7 @@ def stream_candidates(row: Row) -> Iterator[Config]:
     shapes += [(m, 32, 256, 4, 4, 0)] if m <= 32 and not is_int8 else [(m, 128, 64, 8, 4, 0)] if m > 32 and is_int8 else []
     for (token_rows, block_n, k, warps, stages, left), parts, direct in itertools.product(shapes, splits, (0, 1)):
         in_flight = stages * k * (token_rows * 2 + block_n * (1 if is_int8 else 2))
-        if direct and not (is_int8 and left and block_n % (16 * warps) == 0 and warps >= 4):
+        if direct and not (is_int8 and left and block_n % (16 * warps) == 0 and warps >= 4 and stages <= 4):
             continue
         if in_flight <= 200_000 and -(-n // block_n) * parts >= 60:
             yield {
