@@ -197,7 +197,7 @@ _BROAD = (
     (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (64, 128, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3),
     (256, 64, 8, 3), (256, 64, 8, 4),
 )  # fmt: skip
-# The same for int8 as words on the left. Two warps are too few for wgmma: bytes, and mma.
+# The same for int8 as words on the left, in front of wgmma; two warps are too few for it and take bytes to mma.
 _NARROW_INT8 = (
     (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (128, 64, 4, 5), (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6), (256, 64, 8, 5),
     (64, 128, 2, 4), (128, 64, 2, 4), (128, 64, 2, 6),
@@ -206,7 +206,7 @@ _MIDDLE_INT8 = (
     (64, 128, 4, 4), (64, 128, 4, 6), (128, 64, 4, 4), (128, 64, 4, 6), (128, 128, 8, 4), (128, 128, 8, 5), (256, 64, 8, 4), (256, 128, 8, 3),
 )  # fmt: skip
 _BROAD_INT8 = (
-    (64, 64, 4, 4), (64, 64, 4, 8), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (128, 128, 8, 4), (256, 64, 8, 3), (256, 64, 8, 4),
+    (64, 64, 4, 4), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (128, 128, 8, 4), (256, 64, 8, 3), (256, 64, 8, 4),
 )  # fmt: skip
 
 
@@ -216,7 +216,8 @@ def stream_candidates(row: Row) -> Iterator[Config]:
     splits = (1,) if n > 16384 and m < 128 else (1, 2, 4) if n > 16384 else (1, 2, 3, 4, 8)
     narrow, middle, broad = (_NARROW_INT8, _MIDDLE_INT8, _BROAD_INT8) if is_int8 else (_NARROW, _MIDDLE, _BROAD)
     shapes = [(m, *size, 1) for size in (narrow if m <= 32 else middle if m <= 64 else broad)]
-    shapes += [(m, 32, 256, 4, 4, 0)] if m <= 32 and not is_int8 else [(m, 128, 64, 8, 4, 0)] if m > 32 and is_int8 else []
+    shapes += [(m, 32, 256, 4, 4, 0)] if m <= 32 and not is_int8 else []
+    shapes += [(m, n_rows, 64, 8, stages, 0) for n_rows, stages in ((128, 4), (128, 6), (256, 4))] if m > 32 and is_int8 else []
     for (token_rows, block_n, k, warps, stages, left), parts, direct in itertools.product(shapes, splits, (0, 1)):
         in_flight = stages * k * (token_rows * 2 + block_n * (1 if is_int8 else 2))
         if direct and not (is_int8 and left and block_n % (16 * warps) == 0 and warps >= 4 and stages <= 4):

@@ -24,10 +24,10 @@ and.b32 bits, low, 0xff7fff7f; and.b32 sign, low, 0xff80ff80; sub.bf16x2 low, bi
 and.b32 bits, high, 0xff7fff7f; and.b32 sign, high, 0xff80ff80; sub.bf16x2 high, bits, sign;
 mov.b32 {$0, $1}, low; mov.b32 {$2, $3}, high; }""",
     # 0x64 and a byte are the f16 1024 + byte; of 128 + b, 1152 is taken away.
-    "f16": """{ .reg .b32 low, high, biased;
-xor.b32 biased, $4, 0x80808080;
+    "f16": """{ .reg .b32 low, high, biased, base;
+xor.b32 biased, $4, 0x80808080; mov.b32 base, 0x64806480;
 prmt.b32 low, biased, 0x64646464, 0x4140; prmt.b32 high, biased, 0x64646464, 0x4342;
-sub.f16x2 low, low, 0x64806480; sub.f16x2 high, high, 0x64806480;
+sub.f16x2 low, low, base; sub.f16x2 high, high, base;
 mov.b32 {$0, $1}, low; mov.b32 {$2, $3}, high; }""",
 }
 DTYPES = tuple(_CONVERSIONS)

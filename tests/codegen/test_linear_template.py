@@ -153,14 +153,14 @@ def test_every_byte_becomes_its_number(dtype):
     assert torch.equal(out, weight[:, columns].to(torch_dtype))
 
 
-@pytest.mark.parametrize("direct", [0, 1])
-def test_int8_goes_to_the_tensor_core_from_the_registers_that_it_is_converted_in(direct):
-    case = make_case(graph(*CASES["int8"], dtype="bf16", n=512, k=4096), "linear", "linear")
+@pytest.mark.parametrize("dtype, direct", [("bf16", 0), ("bf16", 1), ("f16", 1)])
+def test_int8_goes_to_the_tensor_core_from_the_registers_that_it_is_converted_in(dtype, direct):
+    case = make_case(graph(*CASES["int8"], dtype=dtype, n=512, k=4096), "linear", "linear")
     config = {"weights_left": 1, "block_m": 32, "block_n": 128, "block_k": 128, "num_warps": 4, "splits": 4, "direct": direct}
     ((_, compiled),) = compile_whole(case, Regime("r", "decode", 32), "sm_90", dependent_launch=1, **config)
     before, after = compiled.ptx.split("griddepcontrol.wait")
     loop, _, _ = after.rpartition("wgmma.mma_async")
-    assert re.search(r"wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 \{[^}]*\}, \{[^}]*\}, %rd", loop), "its left operand is four registers"
+    assert re.search(r"wgmma.mma_async.sync.aligned.m64n32k16.f32.b?f16.b?f16 \{[^}]*\}, \{[^}]*\}, %rd", loop), "its left operand is four registers"
     assert loop.count("prmt.b32 low") == 128 * 128 // 4 // 128, "each thread converts its own words, once"
     assert "st.shared" not in loop and "cvt.rn" not in loop
     assert len(re.findall(r"ld\.global\S*\.v4\.b32", before)) == (8 if direct else 0), "the first step is on its way before the wait"
