@@ -115,7 +115,7 @@ def tile_of(product: Product) -> LinearTile:
     fixed = bool(config.get("deterministic"))
     tokens = max(product.tokens or 1 << 16, 64 if fixed else 1)
     tile = choose_linear(tokens, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
-    return override(keep_order(tile) if fixed else tile, config)
+    return override(keep_order(tile, weight_bytes) if fixed else tile, config)
 
 
 class StoredEvaluator(Evaluator):

@@ -96,8 +96,9 @@ _STREAM_WORDS: dict[int, _Sizes] = {  # int8 as its left operand: wider, since t
     16: (16, 128, 128, 4, 4),
     32: (32, 128, 128, 4, 4),
     64: (64, 128, 128, 8, 4),
-    128: (128, 256, 64, 8, 3),
+    128: (128, 128, 64, 8, 4),
 }
+_WORDS_WIDE: dict[int, _Sizes] = {128: (128, 256, 64, 8, 3)}  # the same where there are tiles for every core
 _STREAM_RIGHT: dict[int, _Sizes] = {  # machines without wgmma, and int8 on those whose wgmma takes no operand from registers
     16: (16, 64, 128, 4, 4),
     32: (32, 64, 128, 4, 4),
@@ -121,19 +122,22 @@ def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, ar
     return replace(tile, splits=_choose_splits(tile, tokens, n, k, weight_bytes, machine(arch).num_cores))
 
 
-def keep_order(tile: LinearTile) -> LinearTile:
+def keep_order(tile: LinearTile, weight_bytes: int) -> LinearTile:
     """The tile for kernels that must add up alike whatever the number of tokens: all by the same instructions, along K in one piece."""
+    if tile.weights_left and weight_bytes == 1:  # made for K in several pieces: too wide to fill the machine with one
+        block_m, block_n, block_k, warps, stages = _STREAM_RIGHT[max(tile.block_m, 64)]
+        tile = LinearTile(block_m, block_n, min(block_k, tile.block_k), warps, stages)
     return replace(tile, block_m=max(tile.block_m, 64), num_warps=max(tile.num_warps, 4), weights_left=False, splits=1)
 
 
 def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
     left = arch >= 90 if weight_bytes == 2 else arch == 90
-    table = _STREAM_RIGHT if not left else _STREAM_LEFT if weight_bytes == 2 else _STREAM_WORDS
-    most = next(most for most in table if tokens <= most)
-    wide = _STREAM_WIDE.get(most) if left and weight_bytes == 2 else None
+    tables = (_STREAM_RIGHT, {}) if not left else (_STREAM_LEFT, _STREAM_WIDE) if weight_bytes == 2 else (_STREAM_WORDS, _WORDS_WIDE)
+    most = next(most for most in tables[0] if tokens <= most)
+    wide = tables[1].get(most)
     if wide and -(-n // wide[1]) >= machine(arch).num_cores:
         return LinearTile(*wide, weights_left=left)
-    block_m, block_n, block_k, warps, stages = table[most]
+    block_m, block_n, block_k, warps, stages = tables[0][most]
     half = machine(arch).shared_bytes // 2  # two blocks share a core
     while stages > 2 and stages * block_k * (block_m * 2 + block_n * weight_bytes) > half:
         block_k, stages = (block_k // 2, stages * 2 - 2) if stages == 3 and block_k > 64 else (block_k, stages - 1)

@@ -8,7 +8,7 @@ from kernel_run import compile_case, compile_whole, emit_case, make_case, relati
 
 from tilewright.codegen import attend_template, linear_template
 from tilewright.codegen.emission import HEADER
-from tilewright.codegen.tiles import choose_linear
+from tilewright.codegen.tiles import choose_linear, keep_order
 from tilewright.codegen.word_weights import DTYPES, ORDER, Arrangement, convert_words
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import STEP_FIELDS
@@ -214,8 +214,15 @@ def test_small_steps_stream_the_weight_and_large_ones_use_large_tiles():
     few = choose_linear(16, 4096, 4096, 2, "bf16", 90)
     assert few.block_m == 16 and -(-4096 // few.block_n) * few.splits >= 118
     assert choose_linear(16, 128256, 4096, 2, "bf16", 90).splits == 1
+    assert [choose_linear(16, 4096, 4096, 1, "bf16", arch).weights_left for arch in (80, 90, 100)] == [False, True, False]
     assert choose_linear(2048, 28672, 4096, 2, "bf16", 90).block_n == 256
     assert choose_linear(2048, 28672, 4096, 2, "bf16", 80).block_n == 128
+
+
+@pytest.mark.parametrize("weight_bytes", [1, 2])
+def test_kernels_that_keep_their_order_fill_the_machine_with_columns(weight_bytes):
+    tile = keep_order(choose_linear(64, 4096, 4096, weight_bytes, "bf16", 90), weight_bytes)
+    assert (tile.block_n, tile.splits, tile.weights_left) == (64, 1, False)
 
 
 def test_the_weight_streams_from_shared_memory_into_the_tensor_core():
