@@ -125,15 +125,15 @@ class Operands:
         torch.manual_seed(seed)
         arguments = {p.name: self._tensor(p) for p in self.plan.parameters}
         if "slots" in arguments:
-            newest = self.row.context - 1
-            arguments["slots"] = arguments["block_table"][:, newest // PAGE] * PAGE + newest % PAGE
+            newest = arguments["context_len"].long()[:, None] - 1
+            arguments["slots"] = (arguments["block_table"].gather(1, newest // PAGE) * PAGE + newest % PAGE)[:, 0].int()
         return arguments
 
     def _tensor(self, p: Parameter) -> torch.Tensor:
         row = self.row
         pages = -(-row.context // PAGE)
         if p.name == "context_len":
-            return torch.full((row.sequences,), row.context, dtype=torch.int32, device="cuda")
+            return torch.tensor([row.context_of(s) for s in range(row.sequences)], dtype=torch.int32, device="cuda")
         if p.name == "query_start":
             return (torch.arange(row.sequences + 1, device="cuda") * (row.tokens // row.sequences)).int()
         if p.name == "block_table":
@@ -219,7 +219,8 @@ def _expect_attend(operands: Operands, a: dict[str, torch.Tensor]) -> torch.Tens
     out = torch.empty(row.tokens, HEADS, HEAD_DIM, device="cuda")
     for sequence in range(row.sequences):
         rows = slice(sequence, sequence + 1) if row.kind == "decode" else slice(None)
-        keys, values = (a[f"{name}_cache"][used[sequence]].transpose(0, 1).flatten(1, 2)[:, : row.context].float() for name in ("k", "v"))
+        pages = (a[f"{name}_cache"][used[sequence]].transpose(0, 1).flatten(1, 2) for name in ("k", "v"))
+        keys, values = (cache[:, : row.context_of(sequence)].float() for cache in pages)
         if row.kind == "decode":
             keys[:, -1], values[:, -1] = k[sequence], v[sequence]
         for head in range(HEADS):

@@ -197,10 +197,11 @@ _BROAD = (
     (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (64, 128, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3),
     (256, 64, 8, 3), (256, 64, 8, 4),
 )  # fmt: skip
+_FINE = ((16, 256, 2, 4), (16, 256, 2, 6), (16, 512, 4, 3), (32, 128, 2, 6), (32, 256, 2, 3), (32, 256, 4, 4), (32, 512, 4, 3))  # for mma.sync
 # The same for int8 as words on the left, in front of wgmma; two warps are too few for it and take bytes to mma.
 _NARROW_INT8 = (
-    (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (128, 64, 4, 5), (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6), (256, 64, 8, 5),
-    (64, 128, 2, 4), (128, 64, 2, 4), (128, 64, 2, 6),
+    (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (64, 256, 4, 6), (64, 512, 4, 3), (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6),
+    (128, 256, 8, 3), (256, 64, 8, 5), (64, 128, 2, 4), (128, 64, 2, 4),
 )  # fmt: skip
 _MIDDLE_INT8 = (
     (64, 128, 4, 4), (64, 128, 4, 6), (128, 64, 4, 4), (128, 64, 4, 6), (128, 128, 8, 4), (128, 128, 8, 5), (256, 64, 8, 4), (256, 128, 8, 3),
@@ -216,13 +217,13 @@ def stream_candidates(row: Row) -> Iterator[Config]:
     splits = (1,) if n > 16384 and m < 128 else (1, 2, 4) if n > 16384 else (1, 2, 3, 4, 8)
     narrow, middle, broad = (_NARROW_INT8, _MIDDLE_INT8, _BROAD_INT8) if is_int8 else (_NARROW, _MIDDLE, _BROAD)
     shapes = [(m, *size, 1) for size in (narrow if m <= 32 else middle if m <= 64 else broad)]
-    shapes += [(m, 32, 256, 4, 4, 0)] if m <= 32 and not is_int8 else []
+    shapes += [(m, *size, 0) for size in _FINE] if m <= 32 and not is_int8 else []
     shapes += [(m, n_rows, 64, 8, stages, 0) for n_rows, stages in ((128, 4), (128, 6), (256, 4))] if m > 32 and is_int8 else []
     for (token_rows, block_n, k, warps, stages, left), parts, direct in itertools.product(shapes, splits, (0, 1)):
         in_flight = stages * k * (token_rows * 2 + block_n * (1 if is_int8 else 2))
         if direct and not (is_int8 and left and block_n % (16 * warps) == 0 and warps >= 4 and stages <= 4):
             continue
-        if in_flight <= 200_000 and -(-n // block_n) * parts >= 60:
+        if in_flight <= 200_000 and 60 <= -(-n // block_n) * parts <= 2000:
             yield {
                 "block_m": token_rows, "block_n": block_n, "block_k": k, "num_warps": warps, "num_stages": stages, "splits": parts,
                 "weights_left": left, "direct": direct,
@@ -234,12 +235,15 @@ def large_candidates() -> Iterator[Config]:
         yield {"block_m": m, "block_n": n, "block_k": k, "num_warps": warps, "num_stages": stages}
 
 
+_DECODE_SHAPES = ((32, 1), (64, 2), (64, 4), (128, 4), (128, 8))  # keys of a block, warps
+
+
 def attend_candidates(row: Row) -> Iterator[Config]:
     if row.kind == "decode":
-        for n, warps, stages, splits in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (2, 3, 4, 5), (1, 2, 4, 8, 16, 32, 64)):
-            fits = 16 <= n // warps <= 64 and n * stages <= 384
-            if fits and 8 <= row.sequences * KV_HEADS * splits <= 4096 and (splits == 1 or 2 * splits * n <= row.context):
-                yield {"block_n": n, "num_warps": warps, "num_stages": stages, "num_splits": splits}
+        for (n, warps), stages, splits, fill in itertools.product(_DECODE_SHAPES, (2, 3), (1, 2, 4, 8, 16, 32), (1, 2, 4)):
+            programs, each = row.sequences * KV_HEADS * splits, row.context / (n * splits)
+            if each > 0.5 and 32 <= programs <= 1024 and n * stages <= 384 and (each > 1 or stages == 2) and (splits > 1 or fill == 1):
+                yield {"block_n": n, "num_warps": warps, "num_stages": stages, "num_splits": splits, "fill_blocks": fill}
         return
     for m, n, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)):
         yield {"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages}
