@@ -138,6 +138,7 @@ def run_chain(name: str, layer: Sequence[Sequence[Built]], limit: float) -> None
     """Times CHAIN_LAYERS layers of products; with candidates beside the defaults, takes over those that make the whole faster, product by product."""
     operands = [Operands(builts[0], CHAIN_LAYERS) for builts in layer]
     chosen = [Loaded(builts[0], own) for builts, own in zip(layer, operands)]
+    expected = [expect(own) for own in operands]
     bound = sum(own.row.bytes for own in operands) / limit * 1e6
 
     def measure() -> float:
@@ -155,6 +156,10 @@ def run_chain(name: str, layer: Sequence[Sequence[Built]], limit: float) -> None
         results = [(best, chosen[place].built)]
         for built in (b for b in builts[1:] if b.compiled):
             chosen[place] = Loaded(built, operands[place])
+            error = measure_error(chosen[place], expected[place])
+            if not error < WRONG:
+                print(f"WRONG {built.row.name} error={error:.1e} {built.tile}")
+                continue
             results.append((measure(), built))
         best, winner = min(results, key=lambda r: r[0])
         chosen[place] = Loaded(winner, operands[place])
@@ -178,33 +183,50 @@ def vector_candidates(is_int8: bool) -> Iterator[Config]:
             yield {"block_n": n, "block_k": k, "num_warps": warps}
 
 
-# (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds.
-_NARROW = ((64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3), (128, 64, 8, 5))
-_MIDDLE = ((64, 128, 4, 3), (64, 64, 4, 4), (64, 64, 4, 6), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3))
-_BROAD = ((64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+# (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds. Where a core has one block, many stages
+# make up for it: the tokens are on their way, too.
+_NARROW = (
+    (64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 128, 4, 6), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3),
+    (128, 64, 8, 5),
+)  # fmt: skip
+_MIDDLE = (
+    (64, 128, 4, 3), (64, 128, 4, 5), (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4),
+    (128, 64, 8, 6), (128, 128, 8, 3),
+)  # fmt: skip
+_BROAD = (
+    (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (64, 128, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3),
+    (256, 64, 8, 3), (256, 64, 8, 4),
+)  # fmt: skip
 _FINE = ((16, 256, 2, 4), (16, 256, 2, 6), (16, 512, 4, 3), (32, 128, 2, 6), (32, 256, 2, 3), (32, 256, 4, 4), (32, 512, 4, 3))  # for mma.sync
-# The same for int8: beside bf16 tokens, stages hold half as many bytes of the weight.
-_NARROW_INT8 = ((64, 128, 4, 5), (64, 256, 4, 3), (64, 256, 4, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 256, 8, 3))
-_MIDDLE_INT8 = ((64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4))
-_BROAD_INT8 = ((64, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+# The same for int8 as words on the left, in front of wgmma; two warps are too few for it and take bytes to mma.
+_NARROW_INT8 = (
+    (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (64, 256, 4, 6), (64, 512, 4, 3), (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6),
+    (128, 256, 8, 3), (256, 64, 8, 5), (64, 128, 2, 4), (128, 64, 2, 4),
+)  # fmt: skip
+_MIDDLE_INT8 = (
+    (64, 128, 4, 4), (64, 128, 4, 6), (128, 64, 4, 4), (128, 64, 4, 6), (128, 128, 8, 4), (128, 128, 8, 5), (256, 64, 8, 4), (256, 128, 8, 3),
+)  # fmt: skip
+_BROAD_INT8 = (
+    (64, 64, 4, 4), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (128, 128, 8, 4), (256, 64, 8, 3), (256, 64, 8, 4),
+)  # fmt: skip
 
 
 def stream_candidates(row: Row) -> Iterator[Config]:
     is_int8, m = " i8 " in row.name, min(128, max(16, row.tokens))
     n = int(re.findall(r"linear\(.*\) : bf16\[\w+, (\d+)\]", row.text)[0])
     splits = (1,) if n > 16384 and m < 128 else (1, 2, 4) if n > 16384 else (1, 2, 3, 4, 8)
-    if is_int8:  # tokens padded to 64 make it wgmma, with weights converted into shared memory
-        shapes = [(m, *size, 0) for size in (_NARROW_INT8 if m <= 32 else _MIDDLE_INT8 if m <= 64 else _BROAD_INT8)]
-        shapes += [(64, *size, 0) for size in _MIDDLE_INT8] if m < 64 else []
-    else:
-        shapes = [(m, *size, 1) for size in (_NARROW if m <= 32 else _MIDDLE if m <= 64 else _BROAD)]
-        shapes += [(m, *size, 0) for size in _FINE] if m <= 32 else []
-    for (token_rows, block_n, k, warps, stages, left), parts in itertools.product(shapes, splits):
+    narrow, middle, broad = (_NARROW_INT8, _MIDDLE_INT8, _BROAD_INT8) if is_int8 else (_NARROW, _MIDDLE, _BROAD)
+    shapes = [(m, *size, 1) for size in (narrow if m <= 32 else middle if m <= 64 else broad)]
+    shapes += [(m, *size, 0) for size in _FINE] if m <= 32 and not is_int8 else []
+    shapes += [(m, n_rows, 64, 8, stages, 0) for n_rows, stages in ((128, 4), (128, 6), (256, 4))] if m > 32 and is_int8 else []
+    for (token_rows, block_n, k, warps, stages, left), parts, direct in itertools.product(shapes, splits, (0, 1)):
         in_flight = stages * k * (token_rows * 2 + block_n * (1 if is_int8 else 2))
+        if direct and not (is_int8 and left and block_n % (16 * warps) == 0 and warps >= 4 and stages <= 4):
+            continue
         if in_flight <= 200_000 and 60 <= -(-n // block_n) * parts <= 2000:
             yield {
                 "block_m": token_rows, "block_n": block_n, "block_k": k, "num_warps": warps, "num_stages": stages, "splits": parts,
-                "weights_left": left,
+                "weights_left": left, "direct": direct,
             }  # fmt: skip
 
 

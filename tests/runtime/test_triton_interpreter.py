@@ -364,3 +364,18 @@ def test_compiling_after_interpreting_gives_the_same_code() -> None:
     x = torch.ones(64)
     run("x_ptr\ni = tl.arange(0, 64)\ntl.store(x_ptr + i, tl.sum(tl.load(x_ptr + i), axis=0))", [x])
     assert x[0] == 64 and compile_once() == before
+
+
+def test_inline_assembly_runs_instruction_by_instruction() -> None:
+    x = torch.tensor([0x04030201, -1], dtype=torch.int32)
+    out = torch.empty(4, dtype=torch.int16)
+    body = """x_ptr, out_ptr
+i = tl.arange(0, 2)
+a, b = tl.inline_asm_elementwise("{ .reg .b32 t; prmt.b32 t, $2, 0x77665544, 0x7130; xor.b32 t, t, 0x000000ff; mov.b32 {$0, $1}, t; }", "=h,=h,r",
+                                 [tl.load(x_ptr + i)], dtype=(tl.int16, tl.int16), is_pure=True, pack=1)
+tl.store(out_ptr + i, a)
+tl.store(out_ptr + 2 + i, b)"""
+    run(body, [x, out])
+    assert [value & 0xFFFF for value in out.tolist()] == [0x04FE, 0xFF00, 0x7702, 0x77FF]
+    with pytest.raises(NotImplementedError, match="no model of 'popc"):
+        run('x_ptr\ni = tl.arange(0, 2)\ntl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [tl.load(x_ptr + i)], tl.int32, True, 1)', [x])
