@@ -89,16 +89,22 @@ _STREAM_LEFT: dict[int, _Sizes] = {  # 16-bit weights as the left operand of wgm
     64: (64, 64, 128, 4, 3),
     128: (128, 64, 64, 4, 4),
 }
-_STREAM_DEEP: dict[int, _Sizes] = {16: (16, 64, 256, 4, 3)}  # the same where one program a core does: fewer parts of K are put together
+_STREAM_DEEP: dict[int, _Sizes] = {  # the same where one program a core does, with more on its way: fewer parts of K are put together
+    16: (16, 64, 256, 4, 3),
+    32: (32, 64, 128, 4, 6),
+    64: (64, 64, 128, 4, 5),
+    128: (128, 64, 128, 4, 4),
+}
 _DEEP_SHARE = 0.7  # of the cores that have a program then
 _STREAM_WIDE: dict[int, _Sizes] = {128: (128, 128, 128, 8, 3)}  # the same where there are tiles for every core
 _STREAM_WORDS: dict[int, _Sizes] = {  # int8 as its left operand: wider, since tokens are read again for half as many bytes of the weight
-    16: (16, 128, 128, 4, 4),
-    32: (32, 128, 128, 4, 4),
+    16: (16, 64, 256, 4, 4),
+    32: (32, 128, 128, 8, 4),
     64: (64, 128, 128, 8, 4),
     128: (128, 128, 64, 8, 4),
 }
-_WORDS_WIDE: dict[int, _Sizes] = {128: (128, 256, 64, 8, 3)}  # the same where there are tiles for every core
+_WORDS_DEEP: dict[int, _Sizes] = {16: (16, 64, 256, 4, 6), 32: (32, 128, 256, 8, 3), 64: (64, 128, 128, 8, 5)}
+_WORDS_WIDE: dict[int, _Sizes] = {128: (128, 256, 64, 8, 4)}  # the same where there are tiles for every core
 _STREAM_RIGHT: dict[int, _Sizes] = {  # machines without wgmma, and int8 on those whose wgmma takes no operand from registers
     16: (16, 64, 128, 4, 4),
     32: (32, 64, 128, 4, 4),
@@ -149,10 +155,13 @@ def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearT
 
 def _choose_deep(tokens: int, n: int, k: int, weight_bytes: int, arch: int) -> LinearTile | None:
     """One program a core, where most cores then have one."""
-    sizes = next((sizes for most, sizes in _STREAM_DEEP.items() if tokens <= most), None)
-    if sizes is None or weight_bytes != 2 or arch < 90:
+    table = {1: _WORDS_DEEP if arch == 90 else {}, 2: _STREAM_DEEP if arch >= 90 else {}}[weight_bytes]
+    sizes = next((sizes for most, sizes in table.items() if tokens <= most), None)
+    if sizes is None:
         return None
-    _, block_n, block_k, _, _ = sizes
+    block_m, block_n, block_k, _, stages = sizes
+    if stages * block_k * (block_m * 2 + block_n * weight_bytes) > machine(arch).shared_bytes:
+        return None
     tiles, cores = -(-n // block_n), machine(arch).num_cores
     splits = min(cores // tiles, -(-k // block_k) // _FEWEST_STEPS)
     return LinearTile(*sizes, weights_left=True, splits=splits) if tiles * splits >= _DEEP_SHARE * cores else None
