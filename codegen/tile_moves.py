@@ -1,0 +1,146 @@
+"""Tiles worth a try beside a plan's default: tables of moves by what the kernel does and how many tokens a step has. Measures nothing.
+
+A move sets fields of LinearTile or AttendTile by name, as a plan's `config` does. The order is fixed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from tilewright.codegen.attend_keys import AttendShape
+from tilewright.codegen.linear_template import Product, tile_of
+from tilewright.codegen.plan import KernelPlan
+from tilewright.codegen.tiles import Machine, keep_order, machine, next_power_of_two, override
+from tilewright.ir.types import ITEM_BYTES
+
+Move = dict[str, int]
+TEMPLATES = ("linear", "attend")  # those that have tiles
+_STREAMED = 256  # tokens of a step up to which the weight is what costs
+_BUSY = 0.45  # share of the cores that must have work
+
+
+def list_moves(plan: KernelPlan) -> list[Move]:
+    """None for a plan without tiles. Deterministic plans get moves that add up in the same order. Some give the same tile."""
+    if plan.language != "triton" or plan.template not in TEMPLATES:
+        return []
+    config = dict(plan.config)
+    device = machine(config.get("arch", 90))
+    found = _linear_moves(plan, device) if plan.template == "linear" else _attend_moves(plan, device)
+    return [_in_order(plan, move) for move in found] if config.get("deterministic") else list(found)
+
+
+def _in_order(plan: KernelPlan, move: Move) -> Move:
+    """What of a move leaves alone in which order a deterministic plan adds up: the same in every program of the engine."""
+    if plan.template == "attend":
+        return {"num_stages": move["num_stages"]}
+    default = tile_of(Product.of(plan))
+    tile = keep_order(override(default, {**move, "block_k": default.block_k}))
+    return {name: int(value) for name, value in asdict(tile).items() if value != getattr(default, name)}
+
+
+def _pick(rows: Iterable[tuple[int, ...]], *names: str) -> Iterator[Move]:
+    return (dict(zip(names, row)) for row in rows)
+
+
+# -- products -------------------------------------------------------------------------------------------------------------------
+def _linear_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
+    product = Product.of(plan)
+    weight_bytes, tile = ITEM_BYTES[product.weight.type.dtype], tile_of(product)
+    if tile.block_m == 1:
+        return _vector_moves(product.k, weight_bytes)
+    if product.dtype == "f32":
+        return _pick(_EXACT, "block_m", "block_n", "block_k", "num_warps", "num_stages")
+    if 0 < product.tokens <= _STREAMED:
+        return _stream_moves(product, weight_bytes, dict(plan.config).get("arch", 90) >= 90, device)
+    return _large_moves(device)
+
+
+def _vector_moves(k: int, weight_bytes: int) -> Iterator[Move]:
+    whole = max(32, next_power_of_two(k))
+    steps = [step for step in (512, 1024, 2048, 4096) if step <= whole] or [whole]
+    fewest, most = 16 if k >= 1024 else 2, 64 if weight_bytes == 1 else 32
+    for rows, step, warps in itertools.product((4, 8) if weight_bytes == 1 else (2, 4, 8), steps, (1, 2, 4, 8, 16)):
+        if fewest <= rows * step // (warps * 32) <= most and (warps >= 4 or k < 4096):
+            yield {"block_n": rows, "block_k": step, "num_warps": warps}
+    if weight_bytes == 1:
+        yield {"biased": 0}
+
+
+_EXACT = (  # f32 without tensor cores: (block_m, block_n, block_k, warps, stages)
+    (16, 32, 32, 4, 2), (32, 64, 32, 4, 2), (64, 32, 32, 4, 2), (64, 64, 16, 4, 2), (64, 64, 32, 8, 2), (32, 32, 64, 4, 2), (128, 64, 16, 8, 2),
+)  # fmt: skip
+# (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds.
+_NARROW = ((64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3), (128, 64, 8, 5))
+_MIDDLE = ((64, 128, 4, 3), (64, 64, 4, 4), (64, 64, 4, 6), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3))
+_BROAD = ((64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+# The same for int8: beside 16-bit tokens, stages hold half as many bytes of the weight.
+_NARROW_INT8 = ((64, 128, 4, 5), (64, 256, 4, 3), (64, 256, 4, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 256, 8, 3))
+_MIDDLE_INT8 = ((64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4))
+_BROAD_INT8 = ((64, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+_WIDE = 16384  # rows of a weight that has tiles enough without splits
+
+
+def _stream_moves(product: Product, weight_bytes: int, has_wgmma: bool, device: Machine) -> Iterator[Move]:
+    is_int8, n, tokens = weight_bytes == 1, product.n, product.tokens
+    m = min(128, max(16, next_power_of_two(tokens)))
+    parts = (1, 2, 3, 4, 8) if n <= _WIDE else (1, 2, 4) if m >= 128 else (1,)
+    narrow, middle, broad = (_NARROW_INT8, _MIDDLE_INT8, _BROAD_INT8) if is_int8 else (_NARROW, _MIDDLE, _BROAD)
+    table = narrow if m <= 32 else middle if m <= 64 else broad
+    shapes = [(m, *size, int(has_wgmma and not is_int8)) for size in table]
+    if is_int8 and m < 64:  # tokens padded to 64 make it wgmma, with weights converted into shared memory
+        shapes += [(64, *size, 0) for size in _MIDDLE_INT8]
+    if not is_int8 and m <= 32:
+        shapes.append((m, 32, 256, 4, 4, 0))
+    most_parts = max(parts) if product.k >= 1024 else 1
+    for (block_m, block_n, block_k, warps, stages, left), splits in itertools.product(shapes, parts):
+        programs = -(-n // block_n) * -(-tokens // block_m) * splits
+        fits = stages * block_k * (block_m * 2 + block_n * weight_bytes) <= 0.86 * device.shared_bytes
+        if fits and splits <= most_parts and (programs >= _BUSY * device.num_cores or splits == most_parts):
+            yield {
+                "block_m": block_m, "block_n": block_n, "block_k": block_k, "num_warps": warps, "num_stages": stages, "splits": splits,
+                "weights_left": left,
+            }  # fmt: skip
+
+
+def _large_moves(device: Machine) -> Iterator[Move]:
+    for (m, n), k, warps, stages in itertools.product(((128, 64), (128, 128), (128, 256), (256, 128)), (64, 128), (4, 8), (3, 4)):
+        if stages * k * (m + n) * 2 <= device.shared_bytes:
+            yield {"block_m": m, "block_n": n, "block_k": k, "num_warps": warps, "num_stages": stages}
+
+
+# -- attention ------------------------------------------------------------------------------------------------------------------
+_KEYS, _SPLITS = (16, 32, 64, 128), (1, 2, 4, 8, 16, 32, 64)
+
+
+def _attend_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
+    shape = AttendShape.of(plan)
+    size, width = ITEM_BYTES[shape.dtype], max(shape.head_dim, shape.value_dim)
+
+    def fits(rows: int, keys: int, stages: int) -> bool:
+        return (rows + 2 * stages * keys) * width * size <= device.shared_bytes
+
+    if plan.kind == "decode":
+        return _decode_moves(plan, shape, fits)
+    return _ragged_moves(shape, fits)
+
+
+def _decode_moves(plan: KernelPlan, shape: AttendShape, fits: Any) -> Iterator[Move]:
+    """Blocks and warps with the default's splits; then splits with the default's blocks."""
+    rows = max(16, next_power_of_two(shape.group))
+    for keys, warps, stages in itertools.product(_KEYS, (1, 2, 4, 8), (2, 3, 4, 5)):
+        if 16 <= keys // warps <= 64 and keys * stages <= 384 and fits(rows, keys, stages):
+            yield {"block_n": keys, "num_warps": warps, "num_stages": stages}
+    longest = min(shape.max_pages * shape.page_size, shape.window or shape.max_pages * shape.page_size)
+    for splits in _SPLITS:
+        if plan.max_tokens * shape.kv_heads * splits <= 4096 and (splits == 1 or 2 * splits * _KEYS[0] <= longest):
+            yield {"num_splits": splits}
+
+
+def _ragged_moves(shape: AttendShape, fits: Any) -> Iterator[Move]:
+    few = max(16, next_power_of_two(shape.group))
+    for rows, keys, warps, stages in itertools.product((16, 32, 64, 128), (32, 64, 128), (4, 8), (2, 3, 4)):
+        if rows >= few and rows * keys // warps >= 256 and fits(rows, keys, stages):
+            yield {"block_m": rows, "block_n": keys, "num_warps": warps, "num_stages": stages}
