@@ -60,10 +60,12 @@ class Candidate:
 
 
 def list_candidates(plan: KernelPlan, most: int = 0) -> list[Candidate]:
-    """The default first, then moves that give other code; `most` moves at most, taken evenly from the list (0: all)."""
+    """The default first, then moves that give other code: the first `most` of them (0: all)."""
     found = [Candidate.of(plan, {})]
     seen = {found[0].code}
     for move in list_moves(plan):
+        if most and len(found) > most:
+            break
         try:
             candidate = Candidate.of(plan, move)
         except CodegenError:
@@ -71,10 +73,7 @@ def list_candidates(plan: KernelPlan, most: int = 0) -> list[Candidate]:
         if candidate.code not in seen:
             seen.add(candidate.code)
             found.append(candidate)
-    moves = found[1:]
-    if most and len(moves) > most:
-        moves = [moves[i * len(moves) // most] for i in range(most)]
-    return [found[0], *moves]
+    return found
 
 
 def compile_candidates(candidates: Sequence[Candidate], arch: str, jobs: int = 0, progress: Progress | None = None) -> None:

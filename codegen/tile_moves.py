@@ -1,6 +1,7 @@
 """Tiles worth a try beside a plan's default: tables of moves by what the kernel does and how many tokens a step has. Measures nothing.
 
-A move sets fields of LinearTile or AttendTile by name, as a plan's `config` does. The order is fixed.
+A move sets fields of LinearTile or AttendTile by name, as a plan's `config` does. The order is fixed, and where there are many the likely ones come
+first.
 """
 
 from __future__ import annotations
@@ -128,19 +129,22 @@ def _attend_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
 
 
 def _decode_moves(plan: KernelPlan, shape: AttendShape, fits: Any) -> Iterator[Move]:
-    """Blocks and warps with the default's splits; then splits with the default's blocks."""
+    """Blocks and warps with the default's splits; splits with the default's blocks; then both together."""
     rows = max(16, next_power_of_two(shape.group))
-    for keys, warps, stages in itertools.product(_KEYS, (1, 2, 4, 8), (2, 3, 4, 5)):
-        if 16 <= keys // warps <= 64 and keys * stages <= 384 and fits(rows, keys, stages):
-            yield {"block_n": keys, "num_warps": warps, "num_stages": stages}
+    blocks = [
+        {"block_n": keys, "num_warps": warps, "num_stages": stages}
+        for keys, warps, stages in itertools.product(_KEYS, (1, 2, 4, 8), (2, 3, 4, 5))
+        if 16 <= keys // warps <= 64 and keys * stages <= 384 and fits(rows, keys, stages)
+    ]
     longest = min(shape.max_pages * shape.page_size, shape.window or shape.max_pages * shape.page_size)
-    for splits in _SPLITS:
-        if plan.max_tokens * shape.kv_heads * splits <= 4096 and (splits == 1 or 2 * splits * _KEYS[0] <= longest):
-            yield {"num_splits": splits}
+    splits = [n for n in _SPLITS if plan.max_tokens * shape.kv_heads * n <= 4096 and (n == 1 or 2 * n * _KEYS[0] <= longest)]
+    yield from blocks
+    yield from ({"num_splits": n} for n in splits)
+    yield from ({**block, "num_splits": n} for block, n in itertools.product(blocks, splits))
 
 
 def _ragged_moves(shape: AttendShape, fits: Any) -> Iterator[Move]:
     few = max(16, next_power_of_two(shape.group))
-    for rows, keys, warps, stages in itertools.product((16, 32, 64, 128), (32, 64, 128), (4, 8), (2, 3, 4)):
+    for rows, keys, warps, stages in itertools.product((64, 128, 32, 16), (64, 32, 128), (4, 8), (3, 2, 4)):
         if rows >= few and rows * keys // warps >= 256 and fits(rows, keys, stages):
             yield {"block_m": rows, "block_n": keys, "num_warps": warps, "num_stages": stages}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright.environment import read_environment
+from tilewright.inspect.kernels import TRIALS_FILE
 from tilewright.inspect.manifest import REGIONS_FILE, SCHEMA, InspectManifest, PassEntry, RegionRecord, print_regions
 from tilewright.ir.errors import PassError
 from tilewright.ir.manifest import MANIFEST_FILE, Limits
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Files = dict[str, "bytes | Path"]
 REPRODUCE = "REPRO.sh"
-TUNED_FILE, TRIALS_FILE = "tuned.json", "tune.jsonl"
+TUNED_FILE = "tuned.json"
 DUMPS = "[0-9]*-*"  # numbered by pass
 LIBRARIES = ("torch", "transformers", "triton", "safetensors")
 
