@@ -26,7 +26,7 @@ FINALISTS, ROUNDS = 3, 3  # candidates that are timed again, in turn with the de
 _COMPILED_TOGETHER = 256  # candidates: enough to keep every core busy, few enough that measuring starts soon
 # What rounding explains, by the narrowest dtype that a plan computes in, relative to the norm of a result; of one element, ELEMENT times as much.
 ROUNDING = {"bf16": 8e-3, "f16": 1e-3, "f32": 1e-4}
-ELEMENT = 16
+ELEMENT = 8
 
 Outputs = Mapping[str, torch.Tensor]
 Progress = Callable[[int, int, str], None]

@@ -23,7 +23,7 @@ from tilewright.operands import Operands, steps_of
 from tilewright.runtime.cuda_driver import Module, PreparedLaunch
 
 _GRAPH_US = 2000.0  # that a graph takes, about: one of many launches hides what its first one costs
-_FEWEST, _MOST = 4, 40  # launches in a graph
+_FEWEST, _MOST = 4, 400  # launches in a graph
 _REPLAYS = 6
 
 
@@ -69,9 +69,9 @@ class GpuBench:
     def time(self, candidate: Candidate) -> float:
         """The geometric mean over the plan's steps."""
         loaded = self._load(candidate)
-        if not self._counts:  # chosen by the first that is timed, alike for all
+        if not self._counts:  # chosen by the first that is timed, alike for all; every set of operands has its turn
             rough = [time_graph(item.run, _FEWEST, replays=2) for item in loaded]
-            self._counts = [max(_FEWEST, min(_MOST, int(_GRAPH_US / us))) for us in rough]
+            self._counts = [max(_FEWEST, len(o.sets), min(_MOST, int(_GRAPH_US / us))) for o, us in zip(self._operands, rough)]
         times = [time_graph(item.run, count, replays=_REPLAYS) for item, count in zip(loaded, self._counts)]
         return math.exp(sum(map(math.log, times)) / len(times))
 

@@ -13,7 +13,7 @@ from tilewright.ir.manifest import Limits
 from tilewright.ir.reference import TORCH_DTYPES
 
 COLD_BYTES = 300 << 20  # sets that are used in turn hold at least this much: more than the L2 cache
-MOST_SETS = 40
+MOST_SETS = 256
 MOST_PAGE_BYTES = 2 << 30  # of keys and values of one set
 CONTEXTS = (1 / 8, 1 / 2)  # shares of the longest sequence that decode attention is measured at
 
