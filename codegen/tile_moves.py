@@ -113,7 +113,7 @@ def _large_moves(device: Machine) -> Iterator[Move]:
 
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
-_KEYS, _SPLITS = (16, 32, 64, 128), (1, 2, 4, 8, 16, 32, 64)
+_KEYS, _WARPS, _STAGES, _SPLITS = (64, 128, 32, 16), (4, 2, 8, 1), (3, 2, 4, 5), (1, 2, 4, 8, 16, 32, 64)
 
 
 def _attend_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
@@ -133,11 +133,11 @@ def _decode_moves(plan: KernelPlan, shape: AttendShape, fits: Any) -> Iterator[M
     rows = max(16, next_power_of_two(shape.group))
     blocks = [
         {"block_n": keys, "num_warps": warps, "num_stages": stages}
-        for keys, warps, stages in itertools.product(_KEYS, (1, 2, 4, 8), (2, 3, 4, 5))
+        for keys, warps, stages in itertools.product(_KEYS, _WARPS, _STAGES)
         if 16 <= keys // warps <= 64 and keys * stages <= 384 and fits(rows, keys, stages)
     ]
     longest = min(shape.max_pages * shape.page_size, shape.window or shape.max_pages * shape.page_size)
-    splits = [n for n in _SPLITS if plan.max_tokens * shape.kv_heads * n <= 4096 and (n == 1 or 2 * n * _KEYS[0] <= longest)]
+    splits = [n for n in _SPLITS if plan.max_tokens * shape.kv_heads * n <= 4096 and (n == 1 or 2 * n * min(_KEYS) <= longest)]
     yield from blocks
     yield from ({"num_splits": n} for n in splits)
     yield from ({**block, "num_splits": n} for block, n in itertools.product(blocks, splits))
