@@ -1,6 +1,6 @@
 """Tiles that were measured to be the best, as readable JSON: one file for each kind of GPU, one line for each plan. Measures nothing.
 
-A choice belongs to a plan and to the code that the plan's default tile gave when it was measured: where that has changed, the choice is stale.
+A choice belongs to a plan and to the code that was measured, the default's and its own: where one of them has changed, the choice is stale.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Device:
 @dataclass(frozen=True, slots=True)
 class Choice:
     key: str  # what of a plan decides its speed, as `key_of` writes it
-    code: str  # digest of the default's code
+    code: str  # digest of the code that was measured, as `code_of` gives it
     tile: Move  # fields of the default tile that are changed; none: the default is the fastest
     us: float  # of one launch, inside a CUDA graph, with operands from memory
     default_us: float  # the same with the default tile, measured beside it
@@ -58,6 +58,12 @@ def key_of(plan: KernelPlan) -> str:
     tensors = ", ".join(f"{p.role} {p.type}" for p in plan.parameters if p.role != "step" or p.name == "block_table")
     order = " deterministic" if dict(plan.config).get("deterministic") else ""
     return f"{plan.template} {plan.kind} T<={plan.max_tokens}{order}: {flow}{f' {{{attrs}}}' if attrs else ''}: {tensors}"
+
+
+def code_of(plan: KernelPlan, tile: Mapping[str, int]) -> str:
+    """Digests of the code with the default tile, and with these fields of it changed. Raises CodegenError for fields that the template refuses."""
+    codes = [Candidate.of(plan, move).code for move in ({}, tile)[: 2 if tile else 1]]
+    return "-".join(codes)
 
 
 @dataclass(frozen=True)
@@ -126,22 +132,28 @@ def _read_choice(entry: Any, where: str) -> Choice:
 
 
 class Choices:
-    """Files in the order in which they are asked. The first that has a plan's key, measured against today's default, decides."""
+    """Files in the order in which they are asked. The first that has a plan's key, measured with today's code, decides."""
 
     def __init__(self, files: Iterable[ChoiceFile] = ()) -> None:
         self.files = list(files)
 
     def find(self, plan: KernelPlan) -> tuple[Choice, Device] | None:
-        """None for a plan that was never measured, or whose default has changed since."""
+        """None for a plan that was never measured, or whose code has changed since."""
         if plan.language != "triton" or plan.template not in TEMPLATES:
             return None
         key = key_of(plan)
         found = [(file.choices[key], file.device) for file in self.files if key in file.choices]
-        code = Candidate.of(plan, {}).code if found else ""
-        return next(((choice, device) for choice, device in found if choice.code == code), None)
+        return next(((choice, device) for choice, device in found if _is_fresh(choice, plan)), None)
 
     def __bool__(self) -> bool:
         return any(file.choices for file in self.files)
+
+
+def _is_fresh(choice: Choice, plan: KernelPlan) -> bool:
+    try:
+        return choice.code == code_of(plan, choice.tile)
+    except CodegenError:  # today's template knows no such tile
+        return False
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------------

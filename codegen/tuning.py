@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from tilewright.codegen.candidates import Candidate, compile_candidates, list_candidates
-from tilewright.codegen.choices import Choice, Choices, Device, key_of
+from tilewright.codegen.choices import Choice, Choices, Device, code_of, key_of
 from tilewright.codegen.plan import KernelPlan
 from tilewright.codegen.tile_moves import TEMPLATES, Move
 from tilewright.ir.errors import EngineError
@@ -171,7 +171,8 @@ def _measure(plan: KernelPlan, candidates: list[Candidate], timer: Timer, limits
     times = _finish(bench, candidates, trials)
     us, default_us, winner = _decide(times)
     trials = [Trial(t.tile, t.move, times.get(i, t.us), t.error, t.note) for i, t in enumerate(trials)]
-    choice = Choice(key_of(plan), default.code, trials[winner].move, round(us, 3), round(default_us, 3))
+    move = trials[winner].move
+    choice = Choice(key_of(plan), code_of(plan, move), move, round(us, 3), round(default_us, 3))
     return Measured(choice, tuple(_round(trial) for trial in trials))
 
 

@@ -87,7 +87,7 @@ def test_the_fastest_is_chosen(plan):
     best = move_of(plan, 5)
     found = only(run([plan], FakeTimer(lambda c, n: 7.0 if c.move == best else 9.0 if c.move else 8.0)))
     assert (found.choice.tile, found.choice.us, found.choice.default_us) == (best, 7.0, 8.0)
-    assert found.choice.key == key_of(plan) and found.choice.code == Candidate.of(plan, {}).code
+    assert found.choice.key == key_of(plan) and found.choice.code == f"{Candidate.of(plan, {}).code}-{Candidate.of(plan, best).code}"
     assert [t.move for t in found.trials] == [c.move for c in list_candidates(plan)][: len(found.trials)] and found.trials[0].move == {}
 
 
@@ -185,10 +185,11 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path):
 
 
 # -- what is known --------------------------------------------------------------------------------------------------------------
-def test_a_choice_whose_default_has_changed_is_stale():
+@pytest.mark.parametrize("change", [lambda c: {"code": "x" + c.code[1:]}, lambda c: {"code": c.code[:-1] + "x"}, lambda c: {"tile": {"block_n": 16}}])
+def test_a_choice_whose_code_has_changed_is_stale(change):
     plan = plan_of()
     choice = only(run([plan], FakeTimer(lambda c, n: 8.0 if c.move else 10.0))).choice
-    fresh, stale = (ChoiceFile(DEVICE, {choice.key: c}) for c in (choice, dataclasses.replace(choice, code="0" * 12)))
+    fresh, stale = (ChoiceFile(DEVICE, {choice.key: c}) for c in (choice, dataclasses.replace(choice, **change(choice))))
     assert Choices([fresh]).find(plan) == (choice, DEVICE) and Choices([stale]).find(plan) is None
     assert Choices([stale, fresh]).find(plan) == (choice, DEVICE)
     timer = FakeTimer()
