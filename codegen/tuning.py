@@ -6,6 +6,7 @@ Knows no device: a Timer runs and times candidates. What it decides depends on t
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -177,15 +178,22 @@ def _measure(plan: KernelPlan, candidates: list[Candidate], timer: Timer, limits
 
 
 def _try(candidate: Candidate, bench: Bench, expected: Outputs, limit: float) -> Trial:
+    tile, move = candidate.tile, candidate.move
     if candidate.problem:
-        return Trial(candidate.tile, candidate.move, None, None, f"does not compile: {candidate.problem}")
+        return Trial(tile, move, None, None, f"does not compile: {candidate.problem}")
     error = 0.0
-    for _ in range(2):  # the second launch finds scratch as the first has left it
-        found, problem = compare(bench.run(candidate), expected, limit)
-        if problem:
-            return Trial(candidate.tile, candidate.move, None, found, f"wrong: {problem}")
-        error = max(error, found)
-    return Trial(candidate.tile, candidate.move, bench.time(candidate), error)
+    try:
+        for _ in range(2):  # the second launch finds scratch as the first has left it
+            found, problem = compare(bench.run(candidate), expected, limit)
+            if problem:
+                return Trial(tile, move, None, found, f"wrong: {problem}")
+            error = max(error, found)
+        return Trial(tile, move, bench.time(candidate), error)
+    except EngineError as refusal:
+        return Trial(tile, move, None, None, f"does not run: {refusal.problem}")
+    except Exception as crash:  # a device that has faulted runs nothing more in this process
+        crash.add_note(f"tune: while {candidate.plan.label} was measured with {move}; what was measured before is kept")
+        raise
 
 
 def _finish(bench: Bench, candidates: list[Candidate], trials: list[Trial]) -> dict[int, float]:
@@ -207,7 +215,7 @@ def _decide(times: dict[int, float]) -> tuple[float, float, int]:
 
 
 def _round(trial: Trial) -> Trial:
-    error = None if trial.error is None else float(f"{trial.error:.2g}")
+    error = float(f"{trial.error:.2g}") if trial.error is not None and math.isfinite(trial.error) else None
     return Trial(trial.tile, trial.move, None if trial.us is None else round(trial.us, 3), error, trial.note)
 
 

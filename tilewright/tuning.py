@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tilewright.codegen.choices import ChoiceFile, Choices, Device, default_folder, keep, read_given, read_own, read_shipped
+from tilewright.codegen.choices import Choice, ChoiceFile, Choices, Device, default_folder, keep, read_given, read_own, read_shipped
 from tilewright.codegen.plan import KernelPlan
 from tilewright.codegen.tuning import Budget, Measured, Timer, tune
 from tilewright.environment import read_environment
@@ -33,12 +33,20 @@ class Tiles:
         """Adds choices for plans that have none, each kept on disk as soon as it is made. An interrupt loses only the plan under way."""
         if self.timer is None or self.device is None:
             return
-        device, folder = self.device, default_folder()
-        file = folder / device.file_name
+        device = self.device
+        file = default_folder() / device.file_name
         with stages.stage("tune") as stage:
-            tuning = tune(
-                plans, self.timer, limits, self.choices, budget=self.budget, keep=lambda choice: keep(file, device, [choice]), progress=stage.advance
-            )
+            kept: list[Choice] = []
+
+            def keep_choice(choice: Choice) -> None:
+                keep(file, device, [choice])
+                kept.append(choice)
+
+            try:
+                tuning = tune(plans, self.timer, limits, self.choices, budget=self.budget, keep=keep_choice, progress=stage.advance)
+            except BaseException:
+                stages.tell(f"tune: stopped after {len(kept)} kernels, whose tiles are kept in {file}" if kept else "tune: stopped, nothing measured")
+                raise
             stage.note(f"{tuning}; kept in {file}" if tuning.measured else str(tuning))
         self.measured = tuning.measured
         self.choices = Choices([ChoiceFile(device, {key: m.choice for key, m in tuning.measured.items()}), *self.choices.files])

@@ -146,6 +146,25 @@ def test_what_does_not_compile_is_said():
     assert not too_large.compiled and "shared memory" in too_large.problem
 
 
+def test_what_the_device_refuses_is_said_and_what_faults_it_names_the_tile():
+    plan = plan_of()
+    bad = move_of(plan, 2)
+
+    def raising(error):
+        def us(candidate, n):
+            if candidate.move == bad:
+                raise error
+            return 10.0
+
+        return us
+
+    found = only(run([plan], FakeTimer(raising(EngineError("kernel k", "cuLaunchKernelEx: too many resources")))))
+    assert [t.note for t in found.trials if t.move == bad] == ["does not run: cuLaunchKernelEx: too many resources"]
+    with pytest.raises(RuntimeError) as raised:
+        run([plan], FakeTimer(raising(RuntimeError("illegal memory access"))))
+    assert str(bad) in raised.value.__notes__[0]
+
+
 # -- bounds ---------------------------------------------------------------------------------------------------------------------
 def test_no_plan_is_begun_after_the_time_is_over():
     plans = [plan_of(), plan_of("gated"), plan_of("norm")]

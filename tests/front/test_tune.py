@@ -21,6 +21,7 @@ from tilewright.inspect.report.data import collect
 from tilewright.ir.errors import TilewrightError
 from tilewright.ir.manifest import Manifest
 from tilewright.show import kernel_table
+from tilewright.stages import Stages
 
 DEVICE = Device("sm_90", "Some GPU", importlib.metadata.version("triton"))
 
@@ -134,6 +135,23 @@ def test_a_build_without_tiles_has_the_bytes_that_it_had(home, tmp_path):
     found = read_all(tmp_path / "a")
     assert found == read_all(tmp_path / "b")
     assert b"tuned" not in found["manifest.json"] and not any("tune" in name for name in found)
+
+
+class Impatient(Timer):
+    def open(self, plan, limits):
+        if len(self.opened) == 2:
+            raise KeyboardInterrupt
+        return super().open(plan, limits)
+
+
+def test_an_interrupted_build_says_what_it_keeps(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", make_cache(tmp_path / "cache"))
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "engine", tune=Impatient(), tune_candidates=1, stages=Stages(lines=True))
+    file = tmp_path / "cache" / "tilewright" / "tuned" / DEVICE.file_name
+    assert f"tune: stopped after 2 kernels, whose tiles are kept in {file}" in capsys.readouterr().err
+    assert len(ChoiceFile.read(file).choices) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------------------
