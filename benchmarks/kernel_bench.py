@@ -45,7 +45,7 @@ class Built:
     @property
     def step(self) -> Step:
         row = self.row
-        return Step(row.tokens, row.tokens, (row.context or 1,) * row.sequences)
+        return Step(row.tokens, row.tokens, tuple(row.context_of(sequence) or 1 for sequence in range(row.sequences)))
 
 
 def plan_row(row: Row, arch: str, *, early: bool) -> tuple[KernelPlan, dict[str, str]]:
@@ -132,7 +132,8 @@ def _expect_attend(built: Built, a: dict[str, torch.Tensor]) -> torch.Tensor:
     out = torch.empty(row.tokens, HEADS, HEAD_DIM, device="cuda")
     for sequence in range(row.sequences):
         rows = slice(sequence, sequence + 1) if row.kind == "decode" else slice(None)
-        keys, values = (a[f"{name}_cache"][used[sequence]].transpose(0, 1).flatten(1, 2)[:, : row.context].float() for name in ("k", "v"))
+        pages = (a[f"{name}_cache"][used[sequence]].transpose(0, 1).flatten(1, 2) for name in ("k", "v"))
+        keys, values = (cache[:, : row.context_of(sequence)].float() for cache in pages)
         if row.kind == "decode":
             keys[:, -1], values[:, -1] = k[sequence], v[sequence]
         for head in range(HEADS):

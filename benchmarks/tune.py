@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-output-len", type=int, default=1024)
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--seconds", type=float, default=540.0, help="for each model; no kernel is begun after that long")
-    parser.add_argument("--candidates", type=int, default=48, help="of a kernel")
+    parser.add_argument("--candidates", type=int, default=64, help="of a kernel")
     parser.add_argument("--write", metavar="FOLDER", help="add the choices to the file of this GPU there")
     parser.add_argument("--all", action="store_true", help="print every trial")
     parser.add_argument("--compile-only", default="", metavar="ARCH")

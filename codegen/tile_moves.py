@@ -20,7 +20,7 @@ from tilewright.ir.types import ITEM_BYTES
 Move = dict[str, int]
 TEMPLATES = ("linear", "attend")  # those that have tiles
 _STREAMED = 256  # tokens of a step up to which the weight is what costs
-_BUSY = 0.45  # share of the cores that must have work
+_BUSY, _MOST_PROGRAMS = 0.45, 2000  # share of the cores that must have work; more programs than that only cost launches
 
 
 def list_moves(plan: KernelPlan) -> list[Move]:
@@ -77,6 +77,7 @@ _EXACT = (  # f32 without tensor cores: (block_m, block_n, block_k, warps, stage
 _NARROW = ((64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3), (128, 64, 8, 5))
 _MIDDLE = ((64, 128, 4, 3), (64, 64, 4, 4), (64, 64, 4, 6), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3))
 _BROAD = ((64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+_FINE = ((16, 256, 2, 4), (16, 256, 2, 6), (16, 512, 4, 3), (32, 128, 2, 6), (32, 256, 2, 3), (32, 256, 4, 4), (32, 512, 4, 3))  # for mma.sync
 # The same for int8: beside 16-bit tokens, stages hold half as many bytes of the weight.
 _NARROW_INT8 = ((64, 128, 4, 5), (64, 256, 4, 3), (64, 256, 4, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 256, 8, 3))
 _MIDDLE_INT8 = ((64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4))
@@ -94,12 +95,13 @@ def _stream_moves(product: Product, weight_bytes: int, has_wgmma: bool, device: 
     if is_int8 and m < 64:  # tokens padded to 64 make it wgmma, with weights converted into shared memory
         shapes += [(64, *size, 0) for size in _MIDDLE_INT8]
     if not is_int8 and m <= 32:
-        shapes.append((m, 32, 256, 4, 4, 0))
+        shapes += [(m, *size, 0) for size in _FINE]
     most_parts = max(parts) if product.k >= 1024 else 1
     for (block_m, block_n, block_k, warps, stages, left), splits in itertools.product(shapes, parts):
         programs = -(-n // block_n) * -(-tokens // block_m) * splits
         fits = stages * block_k * (block_m * 2 + block_n * weight_bytes) <= 0.86 * device.shared_bytes
-        if fits and splits <= most_parts and (programs >= _BUSY * device.num_cores or splits == most_parts):
+        is_busy = _BUSY * device.num_cores <= programs <= max(_MOST_PROGRAMS, programs // splits)
+        if fits and splits <= most_parts and (is_busy or splits == most_parts):
             yield {
                 "block_m": block_m, "block_n": block_n, "block_k": block_k, "num_warps": warps, "num_stages": stages, "splits": splits,
                 "weights_left": left,
@@ -113,7 +115,8 @@ def _large_moves(device: Machine) -> Iterator[Move]:
 
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
-_KEYS, _WARPS, _STAGES, _SPLITS = (64, 128, 32, 16), (4, 2, 8, 1), (3, 2, 4, 5), (1, 2, 4, 8, 16, 32, 64)
+_DECODE_BLOCKS = ((64, 4), (128, 4), (64, 2), (128, 8), (32, 1))  # keys, warps
+_FEW_PROGRAMS, _MANY_PROGRAMS = 32, 1024  # of a step, where keys are split
 
 
 def _attend_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
@@ -129,18 +132,23 @@ def _attend_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
 
 
 def _decode_moves(plan: KernelPlan, shape: AttendShape, fits: Any) -> Iterator[Move]:
-    """Blocks and warps with the default's splits; splits with the default's blocks; then both together."""
+    """Blocks with the default's splits; splits with the default's blocks; then both together."""
     rows = max(16, next_power_of_two(shape.group))
     blocks = [
         {"block_n": keys, "num_warps": warps, "num_stages": stages}
-        for keys, warps, stages in itertools.product(_KEYS, _WARPS, _STAGES)
-        if 16 <= keys // warps <= 64 and keys * stages <= 384 and fits(rows, keys, stages)
+        for stages, (keys, warps) in itertools.product((2, 3), _DECODE_BLOCKS)
+        if fits(rows, keys, stages)
     ]
     longest = min(shape.max_pages * shape.page_size, shape.window or shape.max_pages * shape.page_size)
-    splits = [n for n in _SPLITS if plan.max_tokens * shape.kv_heads * n <= 4096 and (n == 1 or 2 * n * min(_KEYS) <= longest)]
+    alone = plan.max_tokens * shape.kv_heads
+    splits = [
+        {"num_splits": number, "fill_blocks": fill}
+        for number, fill in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4))
+        if (fill == 1 if number == 1 else _FEW_PROGRAMS <= alone * number <= _MANY_PROGRAMS and longest > 16 * number)
+    ]
     yield from blocks
-    yield from ({"num_splits": n} for n in splits)
-    yield from ({**block, "num_splits": n} for block, n in itertools.product(blocks, splits))
+    yield from splits
+    yield from ({**block, **parts} for block, parts in itertools.product(blocks, splits))
 
 
 def _ragged_moves(shape: AttendShape, fits: Any) -> Iterator[Move]:

@@ -34,10 +34,8 @@ class AttendTile:
     num_warps: int
     num_stages: int
     num_splits: int = 1  # parts of a sequence's keys that are read by different programs, at most
-    fill_splits: int = 1  # of these, as many as fill the machine once: worth while from fill_blocks blocks of keys each
-    fill_blocks: int = 1
+    fill_blocks: int = 1  # blocks of keys from which on a part is worth a program
     alone_blocks: int = 2  # which one program reads sooner than several could put their parts together
-    balance_blocks: int = 16  # the others only even out the load, and take at least so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +88,8 @@ _STREAM_LEFT: dict[int, _Sizes] = {  # 16-bit weights as the left operand of wgm
     64: (64, 64, 128, 4, 3),
     128: (128, 64, 64, 4, 4),
 }
+_STREAM_DEEP: dict[int, _Sizes] = {16: (16, 64, 256, 4, 3)}  # the same where one program a core does: fewer parts of K are put together
+_DEEP_SHARE = 0.7  # of the cores that have a program then
 _STREAM_WIDE: dict[int, _Sizes] = {128: (128, 128, 128, 8, 3)}  # the same where there are tiles for every core
 _STREAM_RIGHT: dict[int, _Sizes] = {  # int8, and machines without wgmma. From 64 tokens on wgmma, its int8 converted into shared memory; else mma
     16: (16, 64, 128, 4, 4),
@@ -109,6 +109,9 @@ def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, ar
     if dtype == "f32":
         block_m, block_n, block_k, warps, stages = _EXACT
         return _fit_k(LinearTile(block_m, block_n, block_k, warps, stages, group_m=8), k)
+    deep = _choose_deep(tokens, n, k, weight_bytes, arch)
+    if deep is not None:
+        return deep
     choose = _choose_stream if tokens <= max(_STREAM_LEFT) else _choose_large
     tile = _fit_k(choose(tokens, n, weight_bytes, arch), k)
     return replace(tile, splits=_choose_splits(tile, tokens, n, k, weight_bytes, machine(arch).num_cores))
@@ -131,6 +134,17 @@ def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearT
     while stages > 2 and stages * block_k * (block_m * 2 + block_n * weight_bytes) > half:
         block_k, stages = (block_k // 2, stages * 2 - 2) if stages == 3 and block_k > 64 else (block_k, stages - 1)
     return LinearTile(block_m, block_n, block_k, warps, stages, weights_left=left)
+
+
+def _choose_deep(tokens: int, n: int, k: int, weight_bytes: int, arch: int) -> LinearTile | None:
+    """One program a core, where most cores then have one."""
+    sizes = next((sizes for most, sizes in _STREAM_DEEP.items() if tokens <= most), None)
+    if sizes is None or weight_bytes != 2 or arch < 90:
+        return None
+    _, block_n, block_k, _, _ = sizes
+    tiles, cores = -(-n // block_n), machine(arch).num_cores
+    splits = min(cores // tiles, -(-k // block_k) // _FEWEST_STEPS)
+    return LinearTile(*sizes, weights_left=True, splits=splits) if tiles * splits >= _DEEP_SHARE * cores else None
 
 
 def _choose_large(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
@@ -173,21 +187,20 @@ def _fit_k(tile: LinearTile, k: int) -> LinearTile:
 
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
-_RESIDENT = 2  # programs that share a core
-_TURNS = 4  # programs that a core takes one after the other, so that none waits long for the slowest
-_MOST_SPLITS = 64
+_TURNS = 8  # programs of a core, together or in turn: they even out the load where one sequence is far longer than others
+_MOST_SPLITS = 32
+_FEW_PROGRAMS = 128  # without splits: what counts is then how long one program takes
 
 
 def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longest: int, arch: int) -> AttendTile:
     """width: the wider of key and value heads. programs: sequences times key-value heads. longest: keys of the longest sequence."""
-    block_n = 64 if width <= 128 and dtype_bytes == 2 else 32
-    stages = 3 if machine(arch).shared_bytes > 150_000 else 2
-    tile = AttendTile(max(16, next_power_of_two(group)), block_n, 4, stages)
-    blocks = -(-longest // block_n)
-    seats = _RESIDENT * machine(arch).num_cores
-    fill = 1 if blocks <= tile.alone_blocks else min(_power_of_two_below(seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.fill_blocks))
-    balance = min(_power_of_two_below(_TURNS * seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.balance_blocks))
-    return replace(tile, num_splits=max(1, fill, balance), fill_splits=max(1, fill))
+    roomy = width <= 128 and dtype_bytes == 2
+    wide = roomy and programs > _FEW_PROGRAMS and machine(arch).shared_bytes > 150_000
+    tile = AttendTile(max(16, next_power_of_two(group)), 128 if wide else 64 if roomy else 32, 4, 2)
+    blocks = -(-longest // tile.block_n)
+    splits = min(_power_of_two_below(_TURNS * machine(arch).num_cores // max(1, programs)), _MOST_SPLITS, blocks)
+    fill = 1 if programs <= 16 else 2 if programs <= _FEW_PROGRAMS else 4
+    return replace(tile, num_splits=1 if blocks <= tile.alone_blocks else max(1, splits), fill_blocks=fill)
 
 
 # Bytes of an element, widest head -> (rows, keys, warps, stages)

@@ -57,7 +57,7 @@ class Timer(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     seconds: float = 600.0  # after which no other plan is begun
-    candidates: int = 48  # of a plan, beside its default
+    candidates: int = 64  # of a plan, beside its default
 
     def __post_init__(self) -> None:
         for name in ("seconds", "candidates"):

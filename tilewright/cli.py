@@ -86,7 +86,7 @@ def build(
     pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="pass pipeline in place of the default one")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="measure tile sizes on this machine's GPU, and keep the best for later builds")] = False,
     tune_seconds: Annotated[float | None, typer.Option(help="begin no new measurement after that long (default: 600)")] = None,
-    tune_candidates: Annotated[int | None, typer.Option(help="tiles that are tried for a kernel (default: 48)")] = None,
+    tune_candidates: Annotated[int | None, typer.Option(help="tiles that are tried for a kernel (default: 64)")] = None,
     tuned: Annotated[str | None, typer.Option(metavar="FILE", help="measured tiles to use, such as OTHER_ENGINE/inspect/tuned.json, or none")] = None,
 ) -> None:
     """Compile a Hugging Face model into an engine."""
