@@ -144,6 +144,7 @@ def run_chain(name: str, layer: Sequence[Sequence[Built]], limit: float) -> None
     """Times CHAIN_LAYERS layers of products; with candidates beside the defaults, takes over those that make the whole faster, product by product."""
     operands = [operands_of(builts[0], CHAIN_LAYERS) for builts in layer]
     chosen = [Loaded(builts[0], own) for builts, own in zip(layer, operands)]
+    expected = [expect(builts[0], own) for builts, own in zip(layer, operands)]
     bound = sum(builts[0].row.bytes for builts in layer) / limit * 1e6
 
     def measure() -> float:
@@ -161,6 +162,10 @@ def run_chain(name: str, layer: Sequence[Sequence[Built]], limit: float) -> None
         results = [(best, chosen[place].built)]
         for built in (b for b in builts[1:] if b.candidate.compiled):
             chosen[place] = Loaded(built, operands[place])
+            error = measure_error(chosen[place], expected[place])
+            if not error < WRONG:
+                print(f"WRONG {built.row.name} error={error:.1e} {built.tile}")
+                continue
             results.append((measure(), built))
         best, winner = min(results, key=lambda r: r[0])
         chosen[place] = Loaded(winner, operands[place])

@@ -37,8 +37,10 @@ def _in_order(plan: KernelPlan, move: Move) -> Move:
     """What of a move leaves alone in which order a deterministic plan adds up: the same in every program of the engine."""
     if plan.template == "attend":
         return {"num_stages": move["num_stages"]}
-    default = tile_of(Product.of(plan))
-    tile = keep_order(override(default, {**move, "block_k": default.block_k}))
+    product = Product.of(plan)
+    default = tile_of(product)
+    moved = override(default, {**move, "block_k": default.block_k, "weights_left": 0, "direct": 0})
+    tile = keep_order(moved, ITEM_BYTES[product.weight.type.dtype])
     return {name: int(value) for name, value in asdict(tile).items() if value != getattr(default, name)}
 
 
@@ -55,7 +57,7 @@ def _linear_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
     if product.dtype == "f32":
         return _pick(_EXACT, "block_m", "block_n", "block_k", "num_warps", "num_stages")
     if 0 < product.tokens <= _STREAMED:
-        return _stream_moves(product, weight_bytes, dict(plan.config).get("arch", 90) >= 90, device)
+        return _stream_moves(product, weight_bytes, dict(plan.config).get("arch", 90), device)
     return _large_moves(device)
 
 
@@ -73,39 +75,63 @@ def _vector_moves(k: int, weight_bytes: int) -> Iterator[Move]:
 _EXACT = (  # f32 without tensor cores: (block_m, block_n, block_k, warps, stages)
     (16, 32, 32, 4, 2), (32, 64, 32, 4, 2), (64, 32, 32, 4, 2), (64, 64, 16, 4, 2), (64, 64, 32, 8, 2), (32, 32, 64, 4, 2), (128, 64, 16, 8, 2),
 )  # fmt: skip
-# (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds.
-_NARROW = ((64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3), (128, 64, 8, 5))
-_MIDDLE = ((64, 128, 4, 3), (64, 64, 4, 4), (64, 64, 4, 6), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3))
-_BROAD = ((64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
+# (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds. Where a core has one block, many stages
+# make up for it: the tokens are on their way, too.
+_NARROW = (
+    (64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 128, 4, 6), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3),
+    (128, 64, 8, 5),
+)  # fmt: skip
+_MIDDLE = (
+    (64, 128, 4, 3), (64, 128, 4, 5), (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4),
+    (128, 64, 8, 6), (128, 128, 8, 3),
+)  # fmt: skip
+_BROAD = (
+    (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (64, 128, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3),
+    (256, 64, 8, 3), (256, 64, 8, 4),
+)  # fmt: skip
 _FINE = ((16, 256, 2, 4), (16, 256, 2, 6), (16, 512, 4, 3), (32, 128, 2, 6), (32, 256, 2, 3), (32, 256, 4, 4), (32, 512, 4, 3))  # for mma.sync
-# The same for int8: beside 16-bit tokens, stages hold half as many bytes of the weight.
-_NARROW_INT8 = ((64, 128, 4, 5), (64, 256, 4, 3), (64, 256, 4, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 256, 8, 3))
-_MIDDLE_INT8 = ((64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4))
-_BROAD_INT8 = ((64, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
-_WIDE = 16384  # rows of a weight that has tiles enough without splits
+# The same for int8 as words on the left, in front of wgmma; two warps are too few for it and take bytes to mma.
+_NARROW_INT8 = (
+    (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (64, 256, 4, 6), (64, 512, 4, 3), (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6),
+    (128, 256, 8, 3), (256, 64, 8, 5), (64, 128, 2, 4), (128, 64, 2, 4),
+)  # fmt: skip
+_MIDDLE_INT8 = (
+    (64, 128, 4, 4), (64, 128, 4, 6), (128, 64, 4, 4), (128, 64, 4, 6), (128, 128, 8, 4), (128, 128, 8, 5), (256, 64, 8, 4), (256, 128, 8, 3),
+)  # fmt: skip
+_BROAD_INT8 = (
+    (64, 64, 4, 4), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (128, 128, 8, 4), (256, 64, 8, 3), (256, 64, 8, 4),
+)  # fmt: skip
+_WIDE, _PARTS = 16384, (1, 2, 3, 4, 8)  # rows of a weight that has tiles enough without splits; splits
 
 
-def _stream_moves(product: Product, weight_bytes: int, has_wgmma: bool, device: Machine) -> Iterator[Move]:
+def _stream_moves(product: Product, weight_bytes: int, arch: int, device: Machine) -> Iterator[Move]:
     is_int8, n, tokens = weight_bytes == 1, product.n, product.tokens
     m = min(128, max(16, next_power_of_two(tokens)))
-    parts = (1, 2, 3, 4, 8) if n <= _WIDE else (1, 2, 4) if m >= 128 else (1,)
-    narrow, middle, broad = (_NARROW_INT8, _MIDDLE_INT8, _BROAD_INT8) if is_int8 else (_NARROW, _MIDDLE, _BROAD)
-    table = narrow if m <= 32 else middle if m <= 64 else broad
-    shapes = [(m, *size, int(has_wgmma and not is_int8)) for size in table]
-    if is_int8 and m < 64:  # tokens padded to 64 make it wgmma, with weights converted into shared memory
-        shapes += [(64, *size, 0) for size in _MIDDLE_INT8]
-    if not is_int8 and m <= 32:
-        shapes += [(m, *size, 0) for size in _FINE]
-    most_parts = max(parts) if product.k >= 1024 else 1
-    for (block_m, block_n, block_k, warps, stages, left), splits in itertools.product(shapes, parts):
+    most_parts = (8 if n <= _WIDE else 4 if m >= 128 else 1) if product.k >= 1024 else 1
+    for (block_m, block_n, block_k, warps, stages, left), splits, direct in itertools.product(_stream_shapes(m, arch, is_int8), _PARTS, (0, 1)):
         programs = -(-n // block_n) * -(-tokens // block_m) * splits
-        fits = stages * block_k * (block_m * 2 + block_n * weight_bytes) <= 0.86 * device.shared_bytes
+        if stages * block_k * (block_m * 2 + block_n * weight_bytes) > 0.86 * device.shared_bytes or splits > most_parts:
+            continue
+        if direct and not (is_int8 and left and block_n % (16 * warps) == 0 and warps >= 4 and stages <= 4):
+            continue
         is_busy = _BUSY * device.num_cores <= programs <= max(_MOST_PROGRAMS, programs // splits)
-        if fits and splits <= most_parts and (is_busy or splits == most_parts):
+        if is_busy or splits == most_parts:
             yield {
                 "block_m": block_m, "block_n": block_n, "block_k": block_k, "num_warps": warps, "num_stages": stages, "splits": splits,
-                "weights_left": left,
+                "weights_left": left, **({"direct": 1} if direct else {}),
             }  # fmt: skip
+
+
+def _stream_shapes(m: int, arch: int, is_int8: bool) -> list[tuple[int, ...]]:
+    """block_m, block_n, block_k, warps, stages, weights_left."""
+    narrow, middle, broad = (_NARROW_INT8, _MIDDLE_INT8, _BROAD_INT8) if is_int8 else (_NARROW, _MIDDLE, _BROAD)
+    left = int(arch == 90 if is_int8 else arch >= 90)
+    shapes = [(m, *size, left) for size in (narrow if m <= 32 else middle if m <= 64 else broad)]
+    if m <= 32 and not is_int8:
+        shapes += [(m, *size, 0) for size in _FINE]
+    if m > 32 and is_int8:
+        shapes += [(m, rows, 64, 8, stages, 0) for rows, stages in ((128, 4), (128, 6), (256, 4))]
+    return shapes
 
 
 def _large_moves(device: Machine) -> Iterator[Move]:
