@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from graph_timing import time_graph
 
 from tilewright.codegen.aot import compile_all
 from tilewright.codegen.sample_template import emit_sampling
+from tilewright.graph_timing import time_graph
 from tilewright.measure import measure_read_limit
 from tilewright.runtime.cuda_backend import CudaKernel
 from tilewright.runtime.cuda_driver import Module

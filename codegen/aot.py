@@ -24,7 +24,7 @@ from tilewright.codegen.aot_kernel import SHARED_LIMITS, Compiled, compile_kerne
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Binary, Kernel
 
-__all__ = ["SHARED_LIMITS", "Compiled", "compile_all", "compile_each", "compile_kernel", "default_cache"]
+__all__ = ["SHARED_LIMITS", "Compiled", "compile_all", "compile_each", "compile_kernel", "default_cache", "strip_comments"]
 _FEW = 2  # this many kernels compile sooner in this process than a worker starts
 
 Progress = Callable[[int, int, str], None]  # compiled so far, of how many, what
@@ -40,7 +40,7 @@ class _Job:
     @property
     def key(self) -> str:
         """Digest of all that the cubin depends on; neither the kernel's name nor comments (which name modules) are among it."""
-        kernel, code = self.kernel, _without_comments(self.source)
+        kernel, code = self.kernel, strip_comments(self.source)
         parts = (
             "2", importlib.metadata.version("triton"), self.arch, code, kernel.entry, kernel.parameters, sorted(kernel.constants.items()),
             kernel.num_warps, kernel.num_stages, kernel.dependent_launch,
@@ -48,7 +48,8 @@ class _Job:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _without_comments(source: str) -> str:
+def strip_comments(source: str) -> str:
+    """The code alone, in one layout; text that does not parse, as it is."""
     try:
         return ast.unparse(ast.parse(source))
     except SyntaxError:  # the compiler will say what is wrong
