@@ -12,7 +12,7 @@ import torch.nn.functional as F
 HIDDEN, INTERMEDIATE, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 4096, 14336, 128256, 32, 8, 128
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 LAYERS = 32
-TOKENS = {"bf16": (1, 8, 16, 32, 64, 128, 256, 2048), "i8": (1, 8, 32, 64, 128)}
+TOKENS = {"bf16": (1, 8, 16, 32, 64, 128, 256, 2048), "i8": (1, 8, 16, 32, 64, 128, 256)}
 MOST_HEAD_TOKENS = 256
 Peer = Callable[[dict[str, torch.Tensor]], torch.Tensor]  # of the arguments by parameter name
 
@@ -27,8 +27,12 @@ class Row:
     bytes: int
     operations: int
     peer: Peer
-    context: int = 0  # keys of each sequence, for attention
+    context: int = 0  # keys of the longest sequence, for attention
     sequences: int = 1
+    others: int = 0  # keys of each sequence but the first, where these are fewer
+
+    def context_of(self, sequence: int) -> int:
+        return self.others if sequence and self.others else self.context
 
 
 def linear_rows() -> Iterator[Row]:
@@ -79,14 +83,17 @@ def linear_row(
 
 
 def attend_rows() -> Iterator[Row]:
-    for sequences, context in ((1, 128), *itertools.product((1, 32), (512, 8192))):
+    for sequences, context in ((1, 128), (1, 384), (8, 512), (128, 512), *itertools.product((1, 32), (512, 8192))):
         size = sequences * context * KV_HEADS * HEAD_DIM * 2 * 2
         yield attend_row(f"decode B={sequences} ctx={context}", "decode", sequences, sequences, context, size)
+    for sequences, others in ((32, 512), (64, 512)):  # the peer pads
+        size = (8192 + (sequences - 1) * others) * KV_HEADS * HEAD_DIM * 2 * 2
+        yield attend_row(f"decode B={sequences} ctx=8192+{others}", "decode", sequences, sequences, 8192, size, others)
     for tokens in (2048, 8192):
         yield attend_row(f"prefill T={tokens}", "ragged", tokens, 1, tokens, tokens * QKV * 2)
 
 
-def attend_row(name: str, kind: str, tokens: int, sequences: int, context: int, num_bytes: int) -> Row:
+def attend_row(name: str, kind: str, tokens: int, sequences: int, context: int, num_bytes: int, others: int = 0) -> Row:
     """decode: as in an engine's step, with the rotary embedding of query and key and the write of the newest key and value."""
     q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
     turned = f"rotary({{}}, %cos, %sin) {{{{head_dim={HEAD_DIM}, layout=half}}}}" if kind == "decode" else "reshape({}) {{shape=[T, {}]}}"
@@ -106,7 +113,7 @@ def attend_row(name: str, kind: str, tokens: int, sequences: int, context: int, 
   return %o
 }}
 """
-    pairs = sequences * context if kind == "decode" else context * (context + 1) // 2
+    pairs = context + (sequences - 1) * (others or context) if kind == "decode" else context * (context + 1) // 2
 
     def peer(a: dict[str, torch.Tensor]) -> torch.Tensor:
         """Attention alone, over keys and values gathered beforehand: torch has no pages."""
@@ -114,4 +121,4 @@ def attend_row(name: str, kind: str, tokens: int, sequences: int, context: int, 
         queries = wide[:, :, None] if kind == "decode" else wide.transpose(0, 1)[None]
         return F.scaled_dot_product_attention(queries, a["dense_k"], a["dense_v"], is_causal=kind == "ragged", enable_gqa=True)
 
-    return Row(name, text, "attend", kind, tokens, num_bytes, 4 * pairs * HEADS * HEAD_DIM, peer, context, sequences)
+    return Row(name, text, "attend", kind, tokens, num_bytes, 4 * pairs * HEADS * HEAD_DIM, peer, context, sequences, others)

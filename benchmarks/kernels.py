@@ -9,16 +9,16 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from graph_timing import time_graph
-from kernel_bench import Built, Config, Loaded, Operands, build, compile_built, dense, expect, measure_error
-from kernel_rows import KV_HEADS, LAYERS, TOKENS, Row, attend_rows, layer_rows, linear_rows
+from kernel_bench import Built, Config, Loaded, compile_built, dense, expect, measure_error, operands_of, plan_row
+from kernel_rows import LAYERS, TOKENS, Row, attend_rows, layer_rows, linear_rows
 
+from tilewright.codegen.candidates import Candidate, list_candidates
+from tilewright.graph_timing import time_graph
 from tilewright.measure import measure_read_limit
 
 CHAIN_LAYERS = 4  # of their own weights: far more than the cache holds
@@ -30,9 +30,8 @@ def main() -> None:
     chains = [c for c in all_chains() if re.search(args.only, c[0])] if args.chain else []
     chosen = [row for _, layer in chains for row in layer] or [row for row in (*linear_rows(), *attend_rows()) if re.search(args.only, row.name)]
     arch = args.compile_only or "sm_{}{}".format(*torch.cuda.get_device_capability())
-    configs = {row.name: [{}, *candidates(row)] if args.sweep else [{}] for row in chosen}
     started = time.perf_counter()
-    builts = {row.name: [build(row, overridden(row, config, args), arch) for config in configs[row.name]] for row in chosen}
+    builts = {row.name: build(row, arch, args) for row in chosen}
     failures = compile_built([b for items in builts.values() for b in items], arch, args.jobs)
     print(f"{sum(map(len, builts.values()))} candidates compiled in {time.perf_counter() - started:.0f} s, {len(failures)} refused")
     if not args.sweep or args.compile_only:
@@ -63,9 +62,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def overridden(row: Row, config: Config, args: argparse.Namespace) -> Config:
-    """A candidate with what the command line sets, for all rows or for the one named before the colon."""
-    whole = {**config, "dependent_launch": int(args.early or args.chain)}
+def build(row: Row, arch: str, args: argparse.Namespace) -> list[Built]:
+    """The row with its default tile, as the command line has it; with --sweep, the tuner's candidates beside it."""
+    plan, named = plan_row(row, arch, early=args.early or args.chain)
+    moves = [c.move for c in list_candidates(plan)] if args.sweep else [{}]
+    return [Built(row, Candidate.of(plan, {**move, **overridden(row, args)}), named) for move in moves]
+
+
+def overridden(row: Row, args: argparse.Namespace) -> Config:
+    """What the command line sets, for all rows or for the one named before the colon."""
+    whole: dict[str, int] = {}
     for clause in filter(None, map(str.strip, args.set.split(";"))):
         name, _, fields = clause.rpartition(":")
         if name.strip() in ("", row.name.split()[0]):
@@ -85,12 +91,12 @@ def guarded(name: str, run) -> None:
 # -- one row --------------------------------------------------------------------------------------------------------------------
 def report(builts: Sequence[Built], limit: float) -> None:
     (built,) = builts
-    row, operands = built.row, Operands(built)
+    row, operands = built.row, operands_of(built)
     loaded = Loaded(built, operands)
     microseconds = time_graph(loaded.run, count_of(row))
-    peers = [dense(operands, arguments) for arguments in operands.sets]
+    peers = [dense(built, arguments) for arguments in operands.sets]
     theirs = time_graph(lambda i: row.peer(peers[i % len(peers)]), count_of(row))
-    error = measure_error(loaded, expect(operands))
+    error = measure_error(loaded, expect(built, operands))
     print(f"{line(row, microseconds, limit)}  {theirs:8.1f} {theirs / microseconds:5.2f}  {error:8.1e}  {built.tile}", flush=True)
 
 
@@ -105,10 +111,10 @@ def count_of(row: Row) -> int:
 
 def sweep(builts: Sequence[Built], limit: float) -> None:
     """The first candidate is the default. A result that is wrong is said, and is no candidate."""
-    row, operands = builts[0].row, Operands(builts[0])
-    expected = expect(operands)
+    row, operands = builts[0].row, operands_of(builts[0])
+    expected = expect(builts[0], operands)
     results: list[tuple[float, Built]] = []
-    for built in (b for b in builts if b.compiled):
+    for built in (b for b in builts if b.candidate.compiled):
         loaded = Loaded(built, operands)
         error = measure_error(loaded, expected)
         if not error < WRONG:
@@ -136,9 +142,10 @@ def all_chains() -> Iterable[tuple[str, list[Row]]]:
 
 def run_chain(name: str, layer: Sequence[Sequence[Built]], limit: float) -> None:
     """Times CHAIN_LAYERS layers of products; with candidates beside the defaults, takes over those that make the whole faster, product by product."""
-    operands = [Operands(builts[0], CHAIN_LAYERS) for builts in layer]
+    operands = [operands_of(builts[0], CHAIN_LAYERS) for builts in layer]
     chosen = [Loaded(builts[0], own) for builts, own in zip(layer, operands)]
-    bound = sum(own.row.bytes for own in operands) / limit * 1e6
+    expected = [expect(builts[0], own) for builts, own in zip(layer, operands)]
+    bound = sum(builts[0].row.bytes for builts in layer) / limit * 1e6
 
     def measure() -> float:
         def run(index: int) -> None:
@@ -153,74 +160,17 @@ def run_chain(name: str, layer: Sequence[Sequence[Built]], limit: float) -> None
           f"alone_us={'+'.join(f'{us:.1f}' for us in alone)}={sum(alone):.1f}", flush=True)  # fmt: skip
     for place, builts in enumerate(layer):
         results = [(best, chosen[place].built)]
-        for built in (b for b in builts[1:] if b.compiled):
+        for built in (b for b in builts[1:] if b.candidate.compiled):
             chosen[place] = Loaded(built, operands[place])
+            error = measure_error(chosen[place], expected[place])
+            if not error < WRONG:
+                print(f"WRONG {built.row.name} error={error:.1e} {built.tile}")
+                continue
             results.append((measure(), built))
         best, winner = min(results, key=lambda r: r[0])
         chosen[place] = Loaded(winner, operands[place])
         if len(results) > 1:
             print_best(f"{builts[0].row.name} in chain", results, builts[0], bound)
-
-
-# -- candidates -----------------------------------------------------------------------------------------------------------------
-def candidates(row: Row) -> Iterator[Config]:
-    """Tiles worth a try beside the default, a few dozen."""
-    if row.anchor == "attend":
-        return attend_candidates(row)
-    if row.tokens == 1:
-        return vector_candidates(" i8 " in row.name)
-    return large_candidates() if row.tokens > 256 else stream_candidates(row)
-
-
-def vector_candidates(is_int8: bool) -> Iterator[Config]:
-    for n, k, warps in itertools.product((4, 8) if is_int8 else (2, 4, 8), (1024, 2048, 4096), (4, 8, 16)):
-        if 16 <= n * k // (warps * 32) <= (64 if is_int8 else 32):
-            yield {"block_n": n, "block_k": k, "num_warps": warps}
-
-
-# (block_n, block_k, warps, stages) for products that stream the weight, by how many tokens a tile holds.
-_NARROW = ((64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3), (128, 64, 8, 5))
-_MIDDLE = ((64, 128, 4, 3), (64, 64, 4, 4), (64, 64, 4, 6), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3))
-_BROAD = ((64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 8, 6), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
-# The same for int8: beside bf16 tokens, stages hold half as many bytes of the weight.
-_NARROW_INT8 = ((64, 128, 4, 5), (64, 256, 4, 3), (64, 256, 4, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 256, 8, 3))
-_MIDDLE_INT8 = ((64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4))
-_BROAD_INT8 = ((64, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (256, 64, 8, 4))
-
-
-def stream_candidates(row: Row) -> Iterator[Config]:
-    is_int8, m = " i8 " in row.name, min(128, max(16, row.tokens))
-    n = int(re.findall(r"linear\(.*\) : bf16\[\w+, (\d+)\]", row.text)[0])
-    splits = (1,) if n > 16384 and m < 128 else (1, 2, 4) if n > 16384 else (1, 2, 3, 4, 8)
-    if is_int8:  # tokens padded to 64 make it wgmma, with weights converted into shared memory
-        shapes = [(m, *size, 0) for size in (_NARROW_INT8 if m <= 32 else _MIDDLE_INT8 if m <= 64 else _BROAD_INT8)]
-        shapes += [(64, *size, 0) for size in _MIDDLE_INT8] if m < 64 else []
-    else:
-        shapes = [(m, *size, 1) for size in (_NARROW if m <= 32 else _MIDDLE if m <= 64 else _BROAD)]
-        shapes += [(m, 32, 256, 4, 4, 0)] if m <= 32 else []
-    for (token_rows, block_n, k, warps, stages, left), parts in itertools.product(shapes, splits):
-        in_flight = stages * k * (token_rows * 2 + block_n * (1 if is_int8 else 2))
-        if in_flight <= 200_000 and -(-n // block_n) * parts >= 60:
-            yield {
-                "block_m": token_rows, "block_n": block_n, "block_k": k, "num_warps": warps, "num_stages": stages, "splits": parts,
-                "weights_left": left,
-            }  # fmt: skip
-
-
-def large_candidates() -> Iterator[Config]:
-    for (m, n), k, warps, stages in itertools.product(((128, 128), (128, 256), (256, 128)), (64, 128), (4, 8), (3, 4)):
-        yield {"block_m": m, "block_n": n, "block_k": k, "num_warps": warps, "num_stages": stages}
-
-
-def attend_candidates(row: Row) -> Iterator[Config]:
-    if row.kind == "decode":
-        for n, warps, stages, splits in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (2, 3, 4, 5), (1, 2, 4, 8, 16, 32, 64)):
-            fits = 16 <= n // warps <= 64 and n * stages <= 384
-            if fits and 8 <= row.sequences * KV_HEADS * splits <= 4096 and (splits == 1 or 2 * splits * n <= row.context):
-                yield {"block_n": n, "num_warps": warps, "num_stages": stages, "num_splits": splits}
-        return
-    for m, n, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)):
-        yield {"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages}
 
 
 if __name__ == "__main__":

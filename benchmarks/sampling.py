@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from graph_timing import time_graph
 
 from tilewright.codegen.aot import compile_all
 from tilewright.codegen.sample_template import emit_sampling
+from tilewright.graph_timing import time_graph
 from tilewright.measure import measure_read_limit
 from tilewright.runtime.cuda_backend import CudaKernel
 from tilewright.runtime.cuda_driver import Module
@@ -111,16 +111,17 @@ def print_kernels(case: Case) -> None:
 
 
 def sweep(batches: list[int]) -> None:
-    for part, warps, end_warps in itertools.product((1024, 2048, 4096), (4, 8), (4, 8, 16)):
-        num_warps = {"sample_scan_greedy": warps, "sample_scan": warps, "sample_collect": warps, "sample_settle": 8, "sample_choose": end_warps}
-        kernels = make_kernels(max(batches), part=part, num_warps=num_warps)
+    """Parts and warps of the kernels that read parts, then warps of those that end rows."""
+    for part, warps, end_warps in itertools.product((1024, 2048), (4, 8), (4, 8)):
+        per_part = dict.fromkeys(("sample_scan_greedy", "sample_scan", "sample_collect"), warps)
+        kernels = make_kernels(max(batches), part=part, num_warps=per_part | {"sample_settle": end_warps, "sample_choose": end_warps})
         for batch in batches:
             times = []
             for name in ("greedy", "temperature", "top-k 50", "top-p 0.9"):
                 for scale in (PEAKED, FLAT):
                     case = Case(batch, CASES[name], scale, kernels)
                     times.append(f"{name} {time_sample(lambda c=case: c.sample(c.ours)):.1f}")
-            print(f"part {part}, {warps} warps, choose {end_warps}: batch {batch}: {', '.join(times)}", flush=True)
+            print(f"part {part}, {warps} warps, {end_warps} to end a row: batch {batch}: {', '.join(times)}", flush=True)
 
 
 def time_sample(run: Callable[[], object]) -> float:

@@ -25,7 +25,7 @@ from tilewright.codegen.aot_kernel import SHARED_LIMITS, Compiled, compile_kerne
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Binary, Kernel
 
-__all__ = ["SHARED_LIMITS", "Compiled", "compile_all", "compile_each", "compile_kernel", "default_cache"]
+__all__ = ["SHARED_LIMITS", "Compiled", "compile_all", "compile_each", "compile_kernel", "default_cache", "strip_comments"]
 _FEW = 2  # this many kernels compile sooner in this process than a worker starts
 
 Progress = Callable[[int, int, str], None]  # compiled so far, of how many, what
@@ -43,7 +43,7 @@ class _Job:
 def _digest(kernel: Kernel, source: str, arch: str) -> str:
     """Of all that the cubin depends on; neither the kernel's name nor comments (which name modules) are among it."""
     parts = (
-        "2", _triton_version(), arch, _without_comments(source), kernel.entry, kernel.parameters, sorted(kernel.constants.items()),
+        "2", _triton_version(), arch, strip_comments(source), kernel.entry, kernel.parameters, sorted(kernel.constants.items()),
         kernel.num_warps, kernel.num_stages, kernel.dependent_launch,
     )  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -55,7 +55,8 @@ def _triton_version() -> str:
 
 
 @functools.lru_cache(1024)  # a source is compiled for several architectures and asked for again
-def _without_comments(source: str) -> str:
+def strip_comments(source: str) -> str:
+    """The code alone, in one layout; text that does not parse, as it is."""
     try:
         return ast.unparse(ast.parse(source))
     except SyntaxError:  # the compiler will say what is wrong

@@ -24,7 +24,7 @@ def main() -> None:
 
 def _compile(request: dict[str, Any]) -> tuple[str, str, str] | None:
     fields = request["kernel"]
-    kernel = Kernel(**{**fields, "parameters": tuple((name, type_name) for name, type_name in fields["parameters"]), "binaries": {}})
+    kernel = Kernel(**{**fields, "parameters": tuple((name, type_name) for name, type_name in fields["parameters"]), "binaries": {}, "tuned": None})
     try:
         compiled = compile_kernel(kernel, request["source"], request["arch"], tuple(request["modules"]))
         write_entry(Path(request["cache"]), request["key"], compiled)

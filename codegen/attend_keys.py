@@ -15,7 +15,6 @@ from tilewright.codegen.writer import Writer
 from tilewright.ir.errors import CodegenError
 
 _LOG2E = math.log2(math.e)
-_FEWEST_KEYS = 16  # of a product on tensor cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,57 +61,56 @@ def emit_attend_keys(shape: AttendShape, tile: AttendTile, *, is_decode: bool, c
     """attend_keys(q [rows, D], acc [rows, E], total, highest [rows], keys, values, table, page, position [rows, 1], …, begin, end, last).
 
     copies_blocks: blocks that are visible whole come by the copy engine, through descriptors of the pages' rows; first_row is the head's own.
-
-    In decode each key is read by one program alone: the cache need not keep it. Its few rows leave registers for a `total` of
-    [rows, BLOCK_N], which takes no exchange between warps in the loop; otherwise total is [rows].
     """
     w = Writer()
-    w.line('"""Adds keys begin to end (begin a multiple of BLOCK_N) to each row\'s softmax, kept in powers of two.')
-    w.line()
-    w.line(f"page: that of begin. last: the last key there is.{' total: by lane, to be added up at the end.' if is_decode else ''}")
-    w.line('"""')
+    w.line('"""Adds keys begin to end (begin a multiple of BLOCK_N) to each row\'s softmax. page: that of begin. last: the last key there is."""')
     w.line("d = tl.arange(0, BLOCK_D)[None, :]")
     w.line("e = tl.arange(0, BLOCK_E)[None, :]")
     w.line("lane = tl.arange(0, BLOCK_N)")
     with w.block("for start in range(begin, end, BLOCK_N):"):
-        w.line("key = start + lane[None, :]")
         if copies_blocks:
             _copy_or_load(w, shape, is_decode)
         else:
             (_load_from_one_page if is_one_page(shape, tile) else _load_from_pages)(w, shape, is_decode)
-        _score(w, shape)
-        _add_scores(w, shape, "tl.where(raised == float(\"-inf\"), 0.0, raised) if MASKED else raised", lanes=is_decode)
+        w.line(f"acc, total, highest = attend_block(q, acc, total, highest, k, v, start + lane[None, :], position, {_slope(shape)}end, MASKED)")
     w.line("return acc, total, highest")
-    slope = "slope, " if shape.has_slopes else ""
     blocks = "key_blocks, value_blocks, first_row, " if copies_blocks else ""
-    signature = f"q, acc, total, highest, keys, values, {blocks}table, page, position, {slope}begin, end, last"
+    signature = f"q, acc, total, highest, keys, values, {blocks}table, page, position, {_slope(shape)}begin, end, last"
     sizes = "BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, MASKED: tl.constexpr"
-    return f"@triton.jit\ndef attend_keys({signature}, {sizes}):\n{w.text}"
+    return f"{_emit_attend_block(shape, is_decode)}\n\n@triton.jit\ndef attend_keys({signature}, {sizes}):\n{w.text}"
 
 
-def emit_attend_newest(shape: AttendShape) -> str:
-    """attend_newest(q, acc, total [rows], highest, new_key [1, D], new_value [1, E]) ends the softmax with a key that all rows see."""
+def _emit_attend_block(shape: AttendShape, is_decode: bool) -> str:
+    """In decode, few rows leave registers for a `total` of [rows, BLOCK_N], which takes no exchange between warps; otherwise total is [rows]."""
     w = Writer()
-    w.line('"""Adds one key: the first row of as many as a product takes."""')
-    w.line(f"is_first = tl.arange(0, {_FEWEST_KEYS})[:, None] == 0")
-    w.line("k = tl.where(is_first, new_key, 0.0).to(new_key.dtype)")
-    w.line("v = tl.where(is_first, new_value, 0.0).to(new_value.dtype)")
-    w.line(f"scores = tl.dot(q, tl.trans(k){_precision(shape)})")
-    _scale_scores(w, shape)
-    w.line(f'scores = tl.where(tl.arange(0, {_FEWEST_KEYS})[None, :] == 0, scores, float("-inf"))')
-    _add_scores(w, shape, "raised", lanes=False)
-    w.line("return acc, total, highest")
-    return f"@triton.jit\ndef attend_newest(q, acc, total, highest, new_key, new_value):\n{w.text}"
-
-
-def _add_scores(w: Writer, shape: AttendShape, anchor: str, *, lanes: bool) -> None:
+    by_lane = " total: by lane, to be added up at the end." if is_decode else ""
+    w.line(f'"""Adds a block of keys, k [BLOCK_N, D] and v [BLOCK_N, E], to each row\'s softmax, kept in powers of two.{by_lane}"""')
+    _score(w, shape)
     w.line("raised = tl.maximum(highest, tl.max(scores, 1))")
-    w.line(f"anchor = {anchor}", "" if anchor == "raised" else "-inf: the row has seen no key yet")
+    w.line('anchor = tl.where(raised == float("-inf"), 0.0, raised) if MASKED else raised', "-inf: the row has seen no key yet")
     w.line("weight = tl.exp2(scores - anchor[:, None])")
     w.line("shrink = tl.exp2(highest - anchor)")
-    w.line("total = total * shrink[:, None] + weight" if lanes else "total = total * shrink + tl.sum(weight, 1)")
+    w.line("total = total * shrink[:, None] + weight" if is_decode else "total = total * shrink + tl.sum(weight, 1)")
     w.line(f"acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None]{_precision(shape)})")
-    w.line("highest = raised")
+    w.line("return acc, total, raised")
+    signature = f"q, acc, total, highest, k, v, key, position, {_slope(shape)}end, MASKED: tl.constexpr"
+    return f"@triton.jit\ndef attend_block({signature}):\n{w.text}"
+
+
+def emit_last_block(w: Writer, shape: AttendShape, tile: AttendTile) -> None:
+    """tail_keys and tail_values: the block from `tail` on, outside of any loop. Rows after the last key are 0: memory there may hold NaN."""
+    w.line("lane = tl.arange(0, BLOCK_N)")
+    w.line("is_key = (tail + lane < end)[:, None]")
+    if is_one_page(shape, tile):
+        w.line(f"place = tl.load(table + tail // {shape.page_size}).to(tl.int64) * {shape.kv_heads * shape.page_size} + tail % {shape.page_size}")
+        rows = "(place + lane)"
+    else:
+        w.line("place = tl.minimum(tail + lane, last)")
+        w.line(f"page_of = tl.load(table + place // {shape.page_size}).to(tl.int64)")
+        w.line(f"tail_rows = page_of * {shape.kv_heads * shape.page_size} + place % {shape.page_size}")
+        rows = "tail_rows"
+    for name, which in (("tail_values", 1), ("tail_keys", 0)):  # keys, which are turned right away, do not hold up values
+        w.line(f"{name} = {_load(shape, which, True, f'{rows}[:, None] * {{width}}', 'is_key')}")
 
 
 def first_page(shape: AttendShape, tile: AttendTile, begin: str) -> str:
@@ -151,25 +149,32 @@ def _load_from_pages(w: Writer, shape: AttendShape, is_decode: bool) -> None:
 
 
 def _load_both(w: Writer, shape: AttendShape, is_decode: bool, place: str) -> None:
+    for name, which in (("k", 0), ("v", 1)):
+        w.line(f"{name} = {_load(shape, which, is_decode, place)}")
+
+
+def _load(shape: AttendShape, which: int, is_decode: bool, place: str, *masks: str) -> str:
+    """Keys (0) or values (1) at `place`, text of the first element of each row with the width to be filled in."""
+    base, lane, width = (("keys", "d", shape.head_dim), ("values", "e", shape.value_dim))[which]
+    all_masks = (*masks, f"({lane} < {width})") if width & (width - 1) or width < 16 else masks
+    mask = f", mask={' & '.join(all_masks)}, other=0.0" if all_masks else ""
     hint = ', eviction_policy="evict_first"' if is_decode else ""
-    for name, base, lane, width in (("k", "keys", "d", shape.head_dim), ("v", "values", "e", shape.value_dim)):
-        mask = f", mask={lane} < {width}, other=0.0" if width & (width - 1) or width < 16 else ""
-        w.line(f"{name} = tl.load({base} + {place.format(width=width)} + {lane}{mask}{hint})")
+    return f"tl.load({base} + {place.format(width=width)} + {lane}{mask}{hint})"
 
 
 def _score(w: Writer, shape: AttendShape) -> None:
     """scores: log2 of each key's weight, up to the row's constant."""
     w.line(f"scores = tl.dot(q, tl.trans(k){_precision(shape)})")
-    _scale_scores(w, shape)
+    scale_scores(w, shape)
     if shape.has_slopes:
         w.line("scores += slope * (key - position).to(tl.float32)")
     with w.block("if MASKED:"):
         window = f" & (position - key < {shape.window})" if shape.window else ""
-        w.line(f"visible = (key <= position) & (key <= last){window}")
+        w.line(f"visible = (key <= position) & (key < end){window}")
         w.line('scores = tl.where(visible, scores, float("-inf"))')
 
 
-def _scale_scores(w: Writer, shape: AttendShape) -> None:
+def scale_scores(w: Writer, shape: AttendShape) -> None:
     """scores: from products of query and key to powers of two, but for what depends on how far they are apart."""
     if shape.softcap is None:
         w.line(f"scores = scores * {shape.scale * _LOG2E!r}")
@@ -180,3 +185,7 @@ def _scale_scores(w: Writer, shape: AttendShape) -> None:
 
 def _precision(shape: AttendShape) -> str:
     return ', input_precision="ieee"' if shape.dtype == "f32" else ""
+
+
+def _slope(shape: AttendShape) -> str:
+    return "slope, " if shape.has_slopes else ""

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_attend_newest, first_page, is_one_page
+from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_last_block, first_page, is_one_page, scale_scores
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Element, Evaluator, LoopedRow, WholeRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
@@ -33,18 +33,17 @@ _ONE = Extent()
 LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
-    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "blocks", "wanted", "used",
-    "newest", "slot", "new_key", "new_value", "counter", "arrived", "each", "member", "part_head", "combined", "top", "e3", "lane",
-    "from_split", "places", "every", "some", "split_mask", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row",
+    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "page_of", "place", "tail_rows", "tail",
+    "is_key", "tail_keys", "tail_values", "lane", "scores", "blocks", "wanted", "used", "newest", "slot", "new_key", "new_value", "counter",
+    "arrived", "each", "member", "part_head", "combined", "top", "raised", "e3", "from_split", "places", "some", "split_mask", "level_tile",
+    "weight_sum", "key_blocks", "value_blocks", "first_row", "shrink",
 )  # fmt: skip
 
 
 @template("attend", "triton")
 def emit_attend(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
-    """One kernel. config may set arch (90 by default), fields of AttendTile, and dependent_launch=1. num_splits alone sets fill_splits too."""
+    """One kernel. config may set arch (90 by default), fields of AttendTile, and dependent_launch=1."""
     shape, config = AttendShape.of(plan), dict(plan.config)
-    if "num_splits" in config:
-        config.setdefault("fill_splits", config["num_splits"])
     width, size, arch = max(shape.head_dim, shape.value_dim), ITEM_BYTES[shape.dtype], config.get("arch", 90)
     if plan.kind == "decode":
         programs, longest = plan.max_tokens * shape.kv_heads, shape.max_pages * shape.page_size
@@ -75,30 +74,35 @@ class _Maker:
         w.line("last = tl.maximum(stored - 1, 0)")
         self._choose_keys(w)
         w.line("row = tl.arange(0, BLOCK_M)[:, None]")
+        w.line("token = sequence + tl.zeros([BLOCK_M, 1], tl.int32)", "of every row: all tiles then have one layout")
         w.line("position = tl.zeros([BLOCK_M, 1], tl.int32) + tl.maximum(length - 1, 0)")
         w.line(f"query_head = head * {shape.group} + row")
         present = (w.let("present", f"row < {shape.group}"),) if shape.group != self.tile.block_m else ()
         self._locate_pages(w)
         w.line(f"page = {first_page(shape, self.tile, 'begin')}")
-        if shape.writes:
-            w.line("slot = tl.load(slots + sequence).to(tl.int64)")
+        w.line("tail = begin + tl.maximum(tl.cdiv(end - begin, BLOCK_N) - 1, 0) * BLOCK_N")
+        w.let("d", "tl.arange(0, BLOCK_D)[None, :]")
+        w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
+        if shape.writes:  # what earlier steps have written need not wait for the kernel before
+            w.line("slot = tl.load(slots + token).to(tl.int64)")
+            emit_last_block(w, shape, self.tile)
         self._wait(w)
-        self._load_query(w, "sequence", present)
+        self._load_query(w, "token", present)
         if shape.writes:
-            self._write_newest(w)
-        self._start_sums(w, lanes=True)
-        self._attend(w, "begin", "end", masked=True)
+            self._start_with_newest(w)
+        else:
+            emit_last_block(w, shape, self.tile)
+            self._start_sums(w, lanes=True)
+        sums, slope = "acc, total, highest", "slope, " if shape.has_slopes else ""
+        w.line(f"{sums} = attend_block(query, {sums}, tail_keys, tail_values, tail + lane[None, :], position, {slope}end, MASKED=True)")
+        self._attend(w, "begin", "tail", masked=shape.window is not None)
         w.line("total = tl.sum(total, 1)")
-        if shape.writes:
-            with w.block("if newest:"):
-                w.line("acc, total, highest = attend_newest(query, acc, total, highest, new_key, new_value)")
         w.line("result = acc / tl.where(total > 0.0, total, 1.0)[:, None]")
         constants = self.constants if splits == 1 else {**self.constants, "NUM_SPLITS": splits}
         grid = (Extent(1, "B"), Extent(shape.kv_heads), Extent(splits))
         if splits == 1:
             self._write_outputs(w, "result", "sequence", "query_head", present)
             return Emission((self._kernel(self.plan.label, w, grid, constants, is_decode=True),))
-        w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
         with w.block("if used == 1:"):
             self._write_outputs(w, "result", "sequence", "query_head", present)
         with w.block("else:"):
@@ -119,12 +123,10 @@ class _Maker:
             w.line(f"begin = {first} * BLOCK_N")
             w.line("end = stored")
             return
-        w.line("split = tl.program_id(2)")
+        w.line("split = NUM_SPLITS - 1 - tl.program_id(2)", "those without keys come first, and are gone before the others start")
         w.line(f"first = {first}")
         w.line("blocks = tl.cdiv(stored, BLOCK_N) - first")
-        fill = f"tl.where(blocks <= {tile.alone_blocks}, 1, tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), {tile.fill_splits}))"
-        balance = f"tl.minimum(tl.cdiv(blocks, {tile.balance_blocks}), NUM_SPLITS)"
-        w.line(f"wanted = {fill if tile.fill_splits == tile.num_splits else f'tl.maximum({fill}, {balance})'}")
+        w.line(f"wanted = tl.where(blocks <= {tile.alone_blocks}, 1, tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), NUM_SPLITS))")
         w.line("share = tl.maximum(tl.cdiv(blocks, tl.maximum(wanted, 1)), 1)")
         w.line("used = tl.maximum(tl.cdiv(blocks, share), 1)")
         with w.block("if split >= used:"):
@@ -132,21 +134,28 @@ class _Maker:
         w.line("begin = (first + split * share) * BLOCK_N")
         w.line("end = tl.minimum(begin + share * BLOCK_N, stored)")
 
-    def _write_newest(self, w: Writer) -> None:
-        """The last program of a sequence, whose share is the smallest, makes the newest key and value, and writes them. Others read nothing."""
+    def _start_with_newest(self, w: Writer) -> None:
+        """The last program of a sequence, whose share is the smallest, makes the newest key and value, writes them, and starts its softmax with them.
+
+        Other programs read nothing of them. Every row has them, since the tile is then like the query's.
+        """
         shape, write = self.shape, self.plan.producer(self.plan.anchor_op.operands[1] or 0)
         assert write is not None
         alone = self.tile.num_splits == 1
         w.line(f"newest = {'length > 0' if alone else '(length > 0) & (split == used - 1)'}")
-        for operand, cache, width, block, lane in ((0, "k", shape.head_dim, self.block_d, "d"), (1, "v", shape.value_dim, self.block_e, "e")):
-            name = "new_key" if cache == "k" else "new_value"
-            w.let(lane, f"tl.arange(0, BLOCK_{lane.upper()})[None, :]")
-            inside = self._inside(w, lane, width, block)
-            at = _of_head("sequence", "head", ("newest",), Index(lane, inside), width, shape.kv_heads)
+        columns = ((0, "k", "new_key", "d", shape.head_dim, self.block_d), (1, "v", "new_value", "e", shape.value_dim, self.block_e))
+        for operand, _, name, lane, width, block in columns:
+            at = _of_head("token", "head", ("newest",), Index(lane, self._inside(w, lane, width, block)), width, shape.kv_heads)
             w.line(f"{name} = {self._stored(w, write.operands[operand] or 0, at)}")
+        for _, cache, name, lane, width, block in columns:
             place = f"(slot // {shape.page_size} * {shape.kv_heads} + head) * {shape.page_size * width} + slot % {shape.page_size} * {width}"
-            mask = " & ".join(("newest", "(slot >= 0)", *inside))
+            mask = " & ".join(("newest", "(slot >= 0)", "(row == 0)", *self._inside(w, lane, width, block)))
             w.line(f"tl.store({cache}_cache + {place} + {lane}, {name}, mask={mask})", "" if cache == "v" else "padding has slot -1")
+        w.line("scores = tl.sum(query.to(tl.float32) * new_key.to(tl.float32), 1)")
+        scale_scores(w, shape)
+        w.line('highest = tl.where(newest, scores, float("-inf"))')
+        w.line("total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) + tl.where(newest & (lane == 0), 1.0, 0.0)[None, :]")
+        w.line("acc = new_value.to(tl.float32)", "0 where it is not read")
 
     def _write_partial(self, w: Writer, present: tuple[str, ...]) -> None:
         """Each split's own average, and log2 of its weight; -inf, and nothing else, from a split that has seen no key."""
@@ -183,25 +192,23 @@ class _Maker:
         w.line(f"part_head = (head * {shape.group} + member)[:, None]")
         inside = (w.let("member_inside", f"member < {shape.group}"),) if shape.group % rows else ()
 
-        def mask_of(split: str) -> str:
-            return " & ".join((f"({split} < used)", *(f"{name}[None, :]" for name in inside)))
-
-        w.line(f"places = (sequence * {shape.heads} + head * {shape.group} + member[None, :]) * NUM_SPLITS")
-        w.line(f"every = tl.arange(0, {next_power_of_two(self.tile.num_splits)})[:, None]")
-        levels = f'tl.load(level + places + every, mask={mask_of("every")}, other=float("-inf"), cache_modifier=".cg")'
-        w.line(f"top = tl.max({levels}, 0)[None, :]")
+        w.line(f"places = (sequence * {shape.heads} + head * {shape.group} + member[:, None]) * NUM_SPLITS")
+        w.line(f'top = tl.full([{rows}], float("-inf"), tl.float32)')
         w.line("e3 = tl.arange(0, BLOCK_E)[None, None, :]")
         w.line(f"combined = tl.zeros([{rows}, BLOCK_E], tl.float32)")
         w.line(f"weight_sum = tl.zeros([{rows}], tl.float32)")
         with w.block(f"for some in range(0, used, {_SPLITS_AT_ONCE}):"):
-            w.line(f"from_split = some + tl.arange(0, {_SPLITS_AT_ONCE})[:, None]")
-            w.line(f"split_mask = {mask_of('from_split')}")
+            w.line(f"from_split = some + tl.arange(0, {_SPLITS_AT_ONCE})[None, :]")
+            w.line(f"split_mask = {' & '.join(('(from_split < used)', *(f'{name}[:, None]' for name in inside)))}")
             w.line('level_tile = tl.load(level + places + from_split, mask=split_mask, other=float("-inf"), cache_modifier=".cg")')
             mask = "split_mask[:, :, None]" + (f" & (e3 < {width})" if width != self.block_e else "")
             w.line(f'average = tl.load(partial + (places + from_split)[:, :, None] * {width} + e3, mask={mask}, other=0.0, cache_modifier=".cg")')
-            w.line('split_weight = tl.where(level_tile > float("-inf"), tl.exp2(level_tile - top), 0.0)')
-            w.line("combined += tl.sum(average * split_weight[:, :, None], 0)")
-            w.line("weight_sum += tl.sum(split_weight, 0)")
+            w.line("raised = tl.maximum(top, tl.max(level_tile, 1))")
+            w.line('split_weight = tl.where(level_tile > float("-inf"), tl.exp2(level_tile - raised[:, None]), 0.0)')
+            w.line('shrink = tl.where(top > float("-inf"), tl.exp2(top - raised), 0.0)')
+            w.line("combined = combined * shrink[:, None] + tl.sum(average * split_weight[:, :, None], 1)")
+            w.line("weight_sum = weight_sum * shrink + tl.sum(split_weight, 1)")
+            w.line("top = raised")
         w.line("combined = combined / tl.where(weight_sum > 0.0, weight_sum, 1.0)[:, None]")
         self._write_outputs(w, "combined", "sequence", "part_head", tuple(w.let("part_inside", f"{name}[:, None]") for name in inside))
 
@@ -354,8 +361,6 @@ class _Maker:
         parameters = tuple(name for name in names if name in used)
         signature = ", ".join([*parameters, *(f"{name}: tl.constexpr" for name in constants)])
         keys = emit_attend_keys(self.shape, self.tile, is_decode=is_decode, copies_blocks=self.copies_blocks)
-        if self.shape.writes:
-            keys += f"\n\n{emit_attend_newest(self.shape)}"
         source = f"{HEADER}\n\n{keys}\n\n@triton.jit\ndef {entry}({signature}):\n{w.text}"
         return KernelText(entry, source, parameters, constants, self.tile.num_warps, self.tile.num_stages, grid, self.early)
 

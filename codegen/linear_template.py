@@ -17,6 +17,7 @@ from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
 from tilewright.codegen.source import template
 from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, override
+from tilewright.codegen.word_weights import BLOCK, DTYPES, ORDER, WORDS, Arrangement, convert_words, join_all
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
@@ -26,6 +27,7 @@ VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
 LOCALS = (
     "program", "first_m", "first_n", "m", "n", "n_row", "weight_rows", "step", "depth", "start", "ahead", "current", "bytes", "acc", "even", "odd",
     "x0", "x1", "x2", "x3", "x_sum", "tiles_m", "group", "group_size", "place", "k_probe", "part", "first_k", "pieces", "arrived", "total", "piece",
+    "b0", "b1", "b2", "b3", "words", "weight_tile", "lane", "order",
 )  # fmt: skip
 _FEW_ROWS, _MOST_SEQUENCES = 64, 256  # rows whose logits are wanted, in steps with chunks of prompts; tokens of a step that may all be such rows
 
@@ -113,7 +115,7 @@ def tile_of(product: Product) -> LinearTile:
     fixed = bool(config.get("deterministic"))
     tokens = max(product.tokens or 1 << 16, 64 if fixed else 1)
     tile = choose_linear(tokens, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
-    return override(keep_order(tile) if fixed else tile, config)
+    return override(keep_order(tile, weight_bytes) if fixed else tile, config)
 
 
 class StoredEvaluator(Evaluator):
@@ -140,6 +142,7 @@ class _Kernel:
             self.constants["SPLITS"] = self.splits
         self.w = HoistingWriter((*self.parameters, *self.constants, *LOCALS))
         reducer = LoopedRow(tile.block_m, tile.block_k)
+        self.aheads = [self.w.fresh("ahead") for _ in range(tile.block_k // BLOCK)] if self.is_direct else []
         self.e = Evaluator(product.plan, self.w, reducer, notes)
         self.stored = StoredEvaluator(product.plan, self.w, reducer, notes)
 
@@ -183,7 +186,8 @@ class _Kernel:
         column = self._columns()
         self._locate_weight()
         w.line("depth = tl.arange(0, BLOCK_K)[None, :]")
-        w.line(f"ahead = {self._weight_tile('')}")
+        passes_end = k > tile.block_k or k % tile.block_k != 0
+        w.line(f"ahead = {self._weight_tile('', passes_end=passes_end)}")
         self._wait()
         self._hoist_rows(ZERO)
         self._load_epilogue_early(ZERO, column)
@@ -196,34 +200,15 @@ class _Kernel:
             with w.block(f"for start in range(0, {k}, BLOCK_K):"):
                 w.line("current = ahead")
                 w.line("depth = start + tl.arange(0, BLOCK_K)[None, :]")
-                w.line(f"ahead = {self._weight_tile('start + BLOCK_K')}")
+                w.line(f"ahead = {self._weight_tile('start + BLOCK_K', passes_end=passes_end)}")
                 self._accumulate("current", self._at_k(ZERO))
         bias = " - 128.0 * tl.sum(x_sum, 1)" if self.is_biased else ""
         w.line(f"acc = (tl.sum(acc, 1){bias})[None, :]")
         self._write_outputs(ZERO, column)
 
     @property
-    def reads_words(self) -> bool:
-        """int8 is read four to a 32-bit word, and taken apart in registers: bytes would be moved through shared memory to where x is."""
-        return self.is_vector and self.product.weight.type.dtype == "i8" and self.product.k % 4 == 0
-
-    @property
     def is_biased(self) -> bool:
-        return self.reads_words and self.tile.biased
-
-    def _in_words(self, count: str) -> str:
-        return f"{count} // 4" if self.reads_words else count
-
-    def _weight_tile(self, start: str) -> str:
-        """The tile of the weight from column `start` on; the one after the last is masked out whole."""
-        product, tile = self.product, self.tile
-        first = f"({start}) // 4" if start and self.reads_words else start
-        masks = [f"n_row < {product.n}"] if product.n % tile.block_n else []
-        if product.k > tile.block_k or product.k % tile.block_k:
-            lane = f"tl.arange(0, {self._in_words('BLOCK_K')})[None, :]"
-            masks.append(f"{first + ' + ' if first else ''}{lane} < {product.k // 4 if self.reads_words else product.k}")
-        masked = f", mask={' & '.join(f'({m})' for m in masks)}, other=0" if masks else ""
-        return f'tl.load(weight_rows + {first + " + " if first else ""}step{masked}, eviction_policy="evict_first")'
+        return self.is_vector and self.reads_words and self.tile.biased
 
     def _accumulate(self, tile: str, at: At) -> None:
         x, dtype = self.e.value(self.product.x, at), self.product.weight.type.dtype
@@ -255,28 +240,33 @@ class _Kernel:
 
     # -- many tokens ------------------------------------------------------------------------------------------------------------
     def _emit_tiled(self) -> None:
-        w, product = self.w, self.product
+        w = self.w
         self._deal_tiles()
         row, column = self._rows(), self._columns()
         self._locate_weight()
+        first_k, stop = self._part_of_k()
+        if self.is_direct:
+            self._load_ahead(first_k, "")
         self._wait()
         self._hoist_rows(row)
-        left = self.tile.weights_left
         w.line(f"acc = tl.zeros([{self._tile_shape}], tl.float32)")
-        once = ', eviction_policy="evict_first"' if self._has_one_row_of_tiles else ""
-        with w.block(f"for start in range({self._range_of_k()}, BLOCK_K):"):
-            w.line("depth = start + tl.arange(0, BLOCK_K)[None, :]")
-            at = self._at_k(row)
-            x = self._dot_operand(at)
-            weight = w.let("weight_tile", f"tl.load(weight_rows + start + step{self._weight_mask(at)}{once})")
-            if product.weight.type.dtype != product.dtype:
-                weight = f"{weight}.to({TRITON_DTYPES[product.dtype]})"
-            exact = ', input_precision="ieee"' if product.dtype == "f32" else ""
-            w.line(f"acc = tl.dot({weight}, tl.trans({x}), acc{exact})" if left else f"acc = tl.dot({x}, tl.trans({weight}), acc{exact})")
+        if self.reads_words:
+            w.line("lane = tl.arange(0, BLOCK_K)[None, :]")
+            w.line(f"order = {ORDER}", "in which the tensor core meets the columns")
+        with w.block(f"for start in range({first_k}, {stop}, BLOCK_K):"):
+            in_order = "tl.max_contiguous(tl.multiple_of(start + order, [1, 2]), [1, 2])"
+            w.line(f"depth = {in_order if self.reads_words else 'start + tl.arange(0, BLOCK_K)[None, :]'}")
+            x = self._dot_operand(self._at_k(row))
+            weight = self._dot_weight(stop)
+            operands = f"{weight}, tl.trans({x})" if self.tile.weights_left else f"{x}, tl.trans({weight})"
+            exact = ', input_precision="ieee"' if self.product.dtype == "f32" else ""
+            w.line(f"acc = tl.dot({operands}, acc{exact})")
+        if self.is_direct:
+            w.line(f"acc = {self._arrangement.restore_rows('acc')}", "in the order of the weight again")
         if self.splits > 1:
             self._add_parts(row, column)
             return
-        if left:
+        if self.tile.weights_left:
             w.line("acc = tl.trans(acc)")
         self._write_outputs(row, column)
 
@@ -289,13 +279,12 @@ class _Kernel:
         """No other program reads the same part of the weight."""
         return 0 < self.product.plan.max_tokens <= self.tile.block_m
 
-    def _range_of_k(self) -> str:
+    def _part_of_k(self) -> tuple[str, str]:
         """Where the program's part of K starts and stops."""
         if self.splits == 1:
-            return f"0, {self.product.k}"
-        length = self.steps_of_part * self.tile.block_k
-        stop = f"first_k + {length}"
-        return f"first_k, {stop}" if self.steps % self.splits == 0 else f"first_k, tl.minimum({stop}, {self.product.k})"
+            return "0", str(self.product.k)
+        stop = f"first_k + {self.steps_of_part * self.tile.block_k}"
+        return "first_k", stop if self.steps % self.splits == 0 else f"tl.minimum({stop}, {self.product.k})"
 
     def _add_parts(self, row: Index, column: Index) -> None:
         """The last program of a tile to arrive adds up the parts, in their order whichever it is, and goes on with the sum."""
@@ -357,10 +346,41 @@ class _Kernel:
             x = f"tl.where({' & '.join(masks)}, {x}, 0.0)"
         return self.w.let("x", x if self.product.dtype == "f32" else f"({x}).to({TRITON_DTYPES[self.product.dtype]})")
 
-    def _weight_mask(self, at: At) -> str:
-        masks = [f"n_row < {self.product.n}"] if self.product.n % self.tile.block_n else []
-        masks = [f"({m})" for m in masks] + list(at.column.masks)
-        return f", mask={' & '.join(masks)}, other=0" if masks else ""
+    def _dot_weight(self, stop: str) -> str:
+        """stop: of the program's part of K."""
+        w, dtype = self.w, self.product.dtype
+        tile = self._weight_tile("start", passes_end=self.product.k % self.tile.block_k != 0)
+        if not self.reads_words:
+            w.line(f"weight_tile = {tile}")
+            return "weight_tile" if self.product.weight.type.dtype == dtype else f"weight_tile.to({TRITON_DTYPES[dtype]})"
+        w.line(f"words = {join_all(self.aheads) if self.is_direct else tile}")
+        if self.is_direct:
+            self._load_ahead("start + BLOCK_K", stop)
+        for line in convert_words("words", dtype, TRITON_DTYPES[dtype], self._arrangement):
+            w.line(line)
+        return "weight_tile"
+
+    @property
+    def is_direct(self) -> bool:
+        """Words come from memory to where they are needed, in as many loads of a block of columns as a step has."""
+        tile = self.tile
+        return self.reads_words and not self.is_vector and tile.direct and tile.block_n % (16 * tile.num_warps) == 0
+
+    @property
+    def _arrangement(self) -> Arrangement:
+        return Arrangement(self.tile.block_n, self.tile.block_k // BLOCK, self.tile.num_warps, self.is_direct)
+
+    def _load_ahead(self, start: str, stop: str) -> None:
+        """The words of the step at column `start`, unless that is at `stop`."""
+        product = self.product
+        once = ', eviction_policy="evict_first"' if self._has_one_row_of_tiles else ""
+        for place, name in enumerate(self.aheads):
+            first = f"({start}) // 4" + (f" + {place * WORDS}" if place else "")
+            masks = [f"n_row < {product.n}"] if product.n % self.tile.block_n else []
+            masks += [f"{first} + tl.arange(0, {WORDS})[None, :] < {product.k // 4}"] if product.k % self.tile.block_k else []
+            masks += [f"{start} < {stop}"] if stop else []
+            masked = f", mask={' & '.join(f'({m})' for m in masks)}, other=0" if masks else ""
+            self.w.line(f"{name} = tl.load(weight_rows + {first} + step{masked}{once})")
 
     # -- both -------------------------------------------------------------------------------------------------------------------
     def _columns(self) -> Index:
@@ -371,16 +391,40 @@ class _Kernel:
         w.line("n_row = first_n + tl.arange(0, BLOCK_N)[:, None]")
         return Index("n", (w.let("n_inside", f"n < {self.product.n}"),))
 
+    @property
+    def reads_words(self) -> bool:
+        """int8 is read four to a 32-bit word, and taken apart in registers: bytes would be moved through shared memory to where they are needed."""
+        product, tile = self.product, self.tile
+        if product.weight.type.dtype != "i8" or product.k % 4 != 0:
+            return False
+        is_wgmma = dict(product.plan.config).get("arch", 90) == 90 and tile.num_warps % 4 == 0 and tile.block_n % 64 == 0
+        return self.is_vector or (is_wgmma and tile.weights_left and tile.block_k % BLOCK == 0 and product.dtype in DTYPES)
+
+    def _in_words(self, count: str) -> str:
+        return f"{count} // 4" if self.reads_words else count
+
     def _locate_weight(self) -> None:
         k, name = self.product.k, self.product.weight.name
-        if not self.reads_words:
-            self.w.line(f"weight_rows = {name} + first_n.to(tl.int64) * {k}")
-            self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {k} + tl.arange(0, BLOCK_K)[None, :]")
-            return
-        words = 16 // ITEM_BYTES[self.product.dtype] // 4
-        self.w.line(f"weight_rows = {name}.to(tl.pointer_type(tl.int32)) + first_n.to(tl.int64) * {k // 4}")
-        self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {k // 4} + tl.arange(0, BLOCK_K // 4)[None, :]")
-        self.w.line(f"step = tl.max_contiguous(step, [1, {words}])", "a thread reads the columns that it has of x")
+        items = k // 4 if self.reads_words else k
+        pointer = f"{name}.to(tl.pointer_type(tl.int32))" if self.reads_words else name
+        self.w.line(f"weight_rows = {pointer} + first_n.to(tl.int64) * {items}")
+        width = WORDS if self.is_direct else self._in_words("BLOCK_K")
+        self.w.line(f"step = tl.arange(0, BLOCK_N)[:, None] * {items} + tl.arange(0, {width})[None, :]")
+        if self.reads_words and self.is_vector:
+            words = 16 // ITEM_BYTES[self.product.dtype] // 4
+            self.w.line(f"step = tl.max_contiguous(step, [1, {words}])", "a thread reads the columns that it has of x")
+
+    def _weight_tile(self, start: str, *, passes_end: bool) -> str:
+        """The tile of the weight from column `start` on. passes_end: columns behind the last are masked out, perhaps all."""
+        product = self.product
+        first = f"({start}) // 4" if start and self.reads_words else start
+        masks = [f"n_row < {product.n}"] if product.n % self.tile.block_n else []
+        if passes_end:
+            lane = f"tl.arange(0, {self._in_words('BLOCK_K')})[None, :]"
+            masks.append(f"{first + ' + ' if first else ''}{lane} < {product.k // 4 if self.reads_words else product.k}")
+        masked = f", mask={' & '.join(f'({m})' for m in masks)}, other=0" if masks else ""
+        once = ', eviction_policy="evict_first"' if self.is_vector or self._has_one_row_of_tiles else ""
+        return f"tl.load(weight_rows + {first + ' + ' if first else ''}step{masked}{once})"
 
     def _at_k(self, row: Index) -> At:
         k = self.product.k

@@ -5,9 +5,10 @@ What it gives (programs, kernels, sources, constants to pack) is a function of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from tilewright.codegen.emission import Emission, KernelText, Workspace
 from tilewright.codegen.plan import KernelPlan, make_plan
@@ -15,9 +16,12 @@ from tilewright.codegen.provenance import header, op_notes
 from tilewright.codegen.source import emit
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.graph import Graph, Value
-from tilewright.ir.manifest import Arg, Buffer, Kernel, KVCache, KVLayer, Launch, Limits, Program
+from tilewright.ir.manifest import Arg, Buffer, Kernel, KVCache, KVLayer, Launch, Limits, Program, Tuned
 from tilewright.ir.regions import Region, Schedule
 from tilewright.ir.types import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from tilewright.codegen.choices import Choice, Choices, Device
 
 _ALIGNMENT = 256
 _DEPENDENT_LAUNCH = 90  # first architecture with programmatic dependent launch
@@ -33,13 +37,15 @@ class Lowered:
     constants: dict[str, Value]  # weights that launches name; an encoded one stands for its data and `<name>.scale`
     cache: KVCache
     modules: dict[str, tuple[str, ...]]  # HF module paths by kernel name
+    choices: dict[str, tuple[Choice, Device]] = field(default_factory=dict)  # by kernel name: what was measured of its tile, and where
 
     def __str__(self) -> str:
+        tuned = {k.name: f", tuned: {k.tuned.us:.2f} us, the default {k.tuned.default_us:.2f}" for k in self.kernels if k.tuned}
         lines = [f"target {self.target}: {len(self.kernels)} kernels, {len(self.constants)} constants"]
         for program in self.programs:
             size = f"T<={program.max_tokens}, arena {program.arena_bytes / 1e6:.3g} MB"
             lines.append(f"program {program.name}: {program.kind}, {size}, {len(program.launches)} launches")
-            lines += [f"  {launch.region}: {launch.kernel}" for launch in program.launches]
+            lines += [f"  {launch.region}: {launch.kernel}{tuned.get(launch.kernel, '')}" for launch in program.launches]
         return "\n".join(lines)
 
 
@@ -51,19 +57,22 @@ class _Planned:
     plan: KernelPlan
     args: tuple[Arg, ...]
 
+    def take(self, chosen: Mapping[KernelPlan, tuple[KernelPlan, object]]) -> _Planned:
+        return replace(self, plan=chosen[self.plan][0]) if self.plan in chosen else self
 
-def lower(graph: Graph, schedules: Sequence[Schedule], *, target: str, limits: Limits, deterministic: bool = False) -> Lowered:
+
+def lower(
+    graph: Graph, schedules: Sequence[Schedule], *, target: str, limits: Limits, deterministic: bool = False, choices: Choices | None = None
+) -> Lowered:
     """Raises CodegenError for a region without a kernel. target: cpu, or a GPU architecture such as sm_90.
 
-    deterministic: every kernel adds up in an order that does not depend on the number of tokens.
+    deterministic: every kernel adds up in an order that does not depend on the number of tokens. choices: tiles that were measured to be faster
+    than the defaults.
     """
-    if target != "cpu" and not target.removeprefix("sm_").isdigit():
-        raise CodegenError(f"target {target}", "is neither cpu nor an architecture such as sm_90")
-    if deterministic and target == "cpu":
-        problem = "torch adds up in an order that depends on the number of tokens"
-        raise CodegenError("deterministic, target cpu", problem, "build for a GPU, or serve one request at a time")
-    config = tile_config(target, deterministic=deterministic)
-    planned = [[_plan(region, schedule, limits, target, config) for region in schedule.regions] for schedule in schedules]
+    planned = _plan_all(schedules, target, limits, deterministic=deterministic)
+    chosen = _choose_tiles(planned, choices) if choices else {}
+    planned = [[item.take(chosen) for item in items] for items in planned]
+    measured = {plan: found for plan, found in chosen.values()}
     sharing: dict[KernelPlan, list[Region]] = {}
     for item in (item for items in planned for item in items):
         sharing.setdefault(item.plan, []).append(item.region)
@@ -74,11 +83,35 @@ def lower(graph: Graph, schedules: Sequence[Schedule], *, target: str, limits: L
     modules: dict[str, tuple[str, ...]] = {}
     for plan, emission in emissions.items():
         for position, text in enumerate(emission.kernels):
-            kernels.append(_kernel(plan, emission, position))
+            kernels.append(replace(make_kernel(plan, emission, position), tuned=_tuned(measured.get(plan))))
             sources[kernels[-1].name] = header(plan, sharing[plan]) + text.source
             modules[kernels[-1].name] = tuple(dict.fromkeys(m for region in sharing[plan] for m in region.modules))
     programs = tuple(_program(graph, schedule, items, emissions, limits) for schedule, items in zip(schedules, planned))
-    return Lowered(target, programs, tuple(kernels), sources, _constants(graph, programs), cache_of(graph), modules)
+    named = {plan.name: found for plan, found in measured.items()}
+    return Lowered(target, programs, tuple(kernels), sources, _constants(graph, programs), cache_of(graph), modules, named)
+
+
+def list_plans(schedules: Sequence[Schedule], *, target: str, limits: Limits, deterministic: bool = False) -> list[KernelPlan]:
+    """The distinct plans that `lower` makes kernels of, in order of first use, with their default tiles."""
+    planned = _plan_all(schedules, target, limits, deterministic=deterministic)
+    return list(dict.fromkeys(item.plan for items in planned for item in items))
+
+
+def _plan_all(schedules: Sequence[Schedule], target: str, limits: Limits, *, deterministic: bool) -> list[list[_Planned]]:
+    if target != "cpu" and not target.removeprefix("sm_").isdigit():
+        raise CodegenError(f"target {target}", "is neither cpu nor an architecture such as sm_90")
+    if deterministic and target == "cpu":
+        problem = "torch adds up in an order that depends on the number of tokens"
+        raise CodegenError("deterministic, target cpu", problem, "build for a GPU, or serve one request at a time")
+    config = tile_config(target, deterministic=deterministic)
+    return [[_plan(region, schedule, limits, target, config) for region in schedule.regions] for schedule in schedules]
+
+
+def _choose_tiles(planned: list[list[_Planned]], choices: Choices) -> dict[KernelPlan, tuple[KernelPlan, tuple[Choice, Device]]]:
+    """By plan: the plan with its measured tile, and the measurement."""
+    plans = dict.fromkeys(item.plan for items in planned for item in items)
+    found = {plan: choices.find(plan) for plan in plans}
+    return {plan: (plan.with_tile(hit[0].tile), hit) for plan, hit in found.items() if hit}
 
 
 def kernel_name(plan: KernelPlan, text: KernelText, position: int) -> str:
@@ -117,7 +150,15 @@ def _check_names(plans: dict[KernelPlan, list[Region]]) -> None:
             raise CodegenError(f"kernel {plan.name}", "two plans have this name", "change the name of one of the regions")
 
 
-def _kernel(plan: KernelPlan, emission: Emission, position: int) -> Kernel:
+def _tuned(found: tuple[Choice, Device] | None) -> Tuned | None:
+    """None, too, where the default was the fastest."""
+    if found is None or not found[0].tile:
+        return None
+    choice, device = found
+    return Tuned(device.gpu, dict(choice.tile), choice.us, choice.default_us)
+
+
+def make_kernel(plan: KernelPlan, emission: Emission, position: int) -> Kernel:
     text = emission.kernels[position]
     name = kernel_name(plan, text, position)
     star = "" if plan.language == "torch" else "*"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import keyword
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tilewright.ir.errors import CodegenError
@@ -68,6 +68,10 @@ class KernelPlan:
     anchor: int  # index in ops of the op that the template is about
     page_size: int  # tokens of a KV page; 0 where pages are not touched
     config: tuple[tuple[str, int], ...] = ()  # tile sizes that override the template's own choice
+
+    def with_tile(self, move: Mapping[str, int]) -> KernelPlan:
+        """The plan with these fields of its tile set."""
+        return replace(self, config=(*self.config, *sorted(move.items())))
 
     @property
     def digest(self) -> str:

@@ -24,6 +24,7 @@ class LinearTile:
     group_m: int = 1  # token tiles that are dealt together, so that they share weight tiles in L2
     weights_left: bool = False  # the weight is the dot's left operand: only that one can come from registers on sm_90
     splits: int = 1  # programs among which K is dealt; the last of a tile to finish adds up what the others left. Not of a matrix-vector product
+    direct: bool = False  # int8 on the left: from memory to registers, the first step before the wait for the kernel before; else by shared memory
     biased: bool = True  # matrix-vector product: bytes are converted as weight + 128; otherwise they become the last bits of 2 ** 23 + weight
 
 
@@ -34,10 +35,8 @@ class AttendTile:
     num_warps: int
     num_stages: int
     num_splits: int = 1  # parts of a sequence's keys that are read by different programs, at most
-    fill_splits: int = 1  # of these, as many as fill the machine once: worth while from fill_blocks blocks of keys each
-    fill_blocks: int = 1
+    fill_blocks: int = 1  # blocks of keys from which on a part is worth a program
     alone_blocks: int = 2  # which one program reads sooner than several could put their parts together
-    balance_blocks: int = 16  # the others only even out the load, and take at least so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,23 @@ _STREAM_LEFT: dict[int, _Sizes] = {  # 16-bit weights as the left operand of wgm
     64: (64, 64, 128, 4, 3),
     128: (128, 64, 64, 4, 4),
 }
+_STREAM_DEEP: dict[int, _Sizes] = {  # the same where one program a core does, with more on its way: fewer parts of K are put together
+    16: (16, 64, 256, 4, 3),
+    32: (32, 64, 128, 4, 6),
+    64: (64, 64, 128, 4, 5),
+    128: (128, 64, 128, 4, 4),
+}
+_DEEP_SHARE = 0.7  # of the cores that have a program then
 _STREAM_WIDE: dict[int, _Sizes] = {128: (128, 128, 128, 8, 3)}  # the same where there are tiles for every core
-_STREAM_RIGHT: dict[int, _Sizes] = {  # int8, and machines without wgmma. From 64 tokens on wgmma, its int8 converted into shared memory; else mma
+_STREAM_WORDS: dict[int, _Sizes] = {  # int8 as its left operand: wider, since tokens are read again for half as many bytes of the weight
+    16: (16, 64, 256, 4, 4),
+    32: (32, 128, 128, 8, 4),
+    64: (64, 128, 128, 8, 4),
+    128: (128, 128, 64, 8, 4),
+}
+_WORDS_DEEP: dict[int, _Sizes] = {16: (16, 64, 256, 4, 6), 32: (32, 128, 256, 8, 3), 64: (64, 128, 128, 8, 5)}
+_WORDS_WIDE: dict[int, _Sizes] = {128: (128, 256, 64, 8, 4)}  # the same where there are tiles for every core
+_STREAM_RIGHT: dict[int, _Sizes] = {  # machines without wgmma, and int8 on those whose wgmma takes no operand from registers
     16: (16, 64, 128, 4, 4),
     32: (32, 64, 128, 4, 4),
     64: (64, 64, 128, 4, 3),
@@ -109,28 +123,48 @@ def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, ar
     if dtype == "f32":
         block_m, block_n, block_k, warps, stages = _EXACT
         return _fit_k(LinearTile(block_m, block_n, block_k, warps, stages, group_m=8), k)
+    deep = _choose_deep(tokens, n, k, weight_bytes, arch)
+    if deep is not None:
+        return deep
     choose = _choose_stream if tokens <= max(_STREAM_LEFT) else _choose_large
     tile = _fit_k(choose(tokens, n, weight_bytes, arch), k)
     return replace(tile, splits=_choose_splits(tile, tokens, n, k, weight_bytes, machine(arch).num_cores))
 
 
-def keep_order(tile: LinearTile) -> LinearTile:
+def keep_order(tile: LinearTile, weight_bytes: int) -> LinearTile:
     """The tile for kernels that must add up alike whatever the number of tokens: all by the same instructions, along K in one piece."""
+    if tile.weights_left and weight_bytes == 1:  # made for K in several pieces: too wide to fill the machine with one
+        block_m, block_n, block_k, warps, stages = _STREAM_RIGHT[max(tile.block_m, 64)]
+        tile = LinearTile(block_m, block_n, min(block_k, tile.block_k), warps, stages)
     return replace(tile, block_m=max(tile.block_m, 64), num_warps=max(tile.num_warps, 4), weights_left=False, splits=1)
 
 
 def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
-    left = weight_bytes == 2 and arch >= 90
-    table = _STREAM_LEFT if left else _STREAM_RIGHT
-    most = next(most for most in table if tokens <= most)
-    wide = _STREAM_WIDE.get(most) if left else None
+    left = arch >= 90 if weight_bytes == 2 else arch == 90
+    tables = (_STREAM_RIGHT, {}) if not left else (_STREAM_LEFT, _STREAM_WIDE) if weight_bytes == 2 else (_STREAM_WORDS, _WORDS_WIDE)
+    most = next(most for most in tables[0] if tokens <= most)
+    wide = tables[1].get(most)
     if wide and -(-n // wide[1]) >= machine(arch).num_cores:
         return LinearTile(*wide, weights_left=left)
-    block_m, block_n, block_k, warps, stages = table[most]
+    block_m, block_n, block_k, warps, stages = tables[0][most]
     half = machine(arch).shared_bytes // 2  # two blocks share a core
     while stages > 2 and stages * block_k * (block_m * 2 + block_n * weight_bytes) > half:
         block_k, stages = (block_k // 2, stages * 2 - 2) if stages == 3 and block_k > 64 else (block_k, stages - 1)
     return LinearTile(block_m, block_n, block_k, warps, stages, weights_left=left)
+
+
+def _choose_deep(tokens: int, n: int, k: int, weight_bytes: int, arch: int) -> LinearTile | None:
+    """One program a core, where most cores then have one."""
+    table = {1: _WORDS_DEEP if arch == 90 else {}, 2: _STREAM_DEEP if arch >= 90 else {}}[weight_bytes]
+    sizes = next((sizes for most, sizes in table.items() if tokens <= most), None)
+    if sizes is None:
+        return None
+    block_m, block_n, block_k, _, stages = sizes
+    if stages * block_k * (block_m * 2 + block_n * weight_bytes) > machine(arch).shared_bytes:
+        return None
+    tiles, cores = -(-n // block_n), machine(arch).num_cores
+    splits = min(cores // tiles, -(-k // block_k) // _FEWEST_STEPS)
+    return LinearTile(*sizes, weights_left=True, splits=splits) if tiles * splits >= _DEEP_SHARE * cores else None
 
 
 def _choose_large(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
@@ -146,7 +180,7 @@ _MOST_PARTS, _FEWEST_STEPS = 8, 4  # of one tile; of one program
 _MOST_SPLIT_TOKENS = 256  # of more, tiles are many and their parts large
 _SPLIT_BYTES = 9e6  # what is read in the time that the last program of a tile waits for the others' parts: 2 µs
 _OPERATIONS_PER_BYTE = 155  # done in the time that a byte is read: 700 TFLOP/s at 4.53 TB/s
-_ALONE, _CONVERTED = 1.12, 1.6  # how much longer a core takes that has one block and not two; a weight that is converted on its way
+_ALONE, _CONVERTED = 1.12, 1.6  # how much longer a core takes that has one block and not two; int8 that is no left operand
 
 
 def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: int, num_cores: int) -> int:
@@ -154,7 +188,7 @@ def _choose_splits(tile: LinearTile, tokens: int, n: int, k: int, weight_bytes: 
     tiles = -(-n // tile.block_n) * -(-tokens // tile.block_m)
     if tokens > _MOST_SPLIT_TOKENS or tiles >= 2 * num_cores:
         return 1
-    reading = n * k * weight_bytes * (_CONVERTED if weight_bytes == 1 else 1)
+    reading = n * k * weight_bytes * (_CONVERTED if weight_bytes == 1 and not tile.weights_left else 1)
     computing = 2 * n * k * tokens / _OPERATIONS_PER_BYTE
     alone = _ALONE if reading > computing else 1
 
@@ -173,21 +207,20 @@ def _fit_k(tile: LinearTile, k: int) -> LinearTile:
 
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
-_RESIDENT = 2  # programs that share a core
-_TURNS = 4  # programs that a core takes one after the other, so that none waits long for the slowest
-_MOST_SPLITS = 64
+_TURNS = 8  # programs of a core, together or in turn: they even out the load where one sequence is far longer than others
+_MOST_SPLITS = 32
+_FEW_PROGRAMS = 128  # without splits: what counts is then how long one program takes
 
 
 def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longest: int, arch: int) -> AttendTile:
     """width: the wider of key and value heads. programs: sequences times key-value heads. longest: keys of the longest sequence."""
-    block_n = 64 if width <= 128 and dtype_bytes == 2 else 32
-    stages = 3 if machine(arch).shared_bytes > 150_000 else 2
-    tile = AttendTile(max(16, next_power_of_two(group)), block_n, 4, stages)
-    blocks = -(-longest // block_n)
-    seats = _RESIDENT * machine(arch).num_cores
-    fill = 1 if blocks <= tile.alone_blocks else min(_power_of_two_below(seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.fill_blocks))
-    balance = min(_power_of_two_below(_TURNS * seats // max(1, programs)), _MOST_SPLITS, -(-blocks // tile.balance_blocks))
-    return replace(tile, num_splits=max(1, fill, balance), fill_splits=max(1, fill))
+    roomy = width <= 128 and dtype_bytes == 2
+    wide = roomy and programs > _FEW_PROGRAMS and machine(arch).shared_bytes > 150_000
+    tile = AttendTile(max(16, next_power_of_two(group)), 128 if wide else 64 if roomy else 32, 4, 2)
+    blocks = -(-longest // tile.block_n)
+    splits = min(_power_of_two_below(_TURNS * machine(arch).num_cores // max(1, programs)), _MOST_SPLITS, blocks)
+    fill = 1 if programs <= 16 else 2 if programs <= _FEW_PROGRAMS else 4
+    return replace(tile, num_splits=1 if blocks <= tile.alone_blocks else max(1, splits), fill_blocks=fill)
 
 
 # Bytes of an element, widest head -> (rows, keys, warps, stages)

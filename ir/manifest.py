@@ -125,6 +125,21 @@ class Binary:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """A tile that was measured against the default one and chosen for its speed. Times of one launch, in a CUDA graph, with operands from memory."""
+
+    gpu: str  # as the driver names it
+    tile: dict[str, int]  # fields of the default tile that it changes
+    us: float
+    default_us: float
+
+    @property
+    def gain(self) -> float:
+        """Share of the default's time that it saves."""
+        return 1 - self.us / self.default_us
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     name: str  # <region name>_<hash8>; also the stem of its file
     language: Literal["triton", "torch"]
@@ -136,6 +151,7 @@ class Kernel:
     num_stages: int = 3
     dependent_launch: bool = False  # programmatic dependent launch (sm_90 and later)
     binaries: dict[str, Binary] = field(default_factory=dict)  # by architecture: sm_80, sm_90, ...
+    tuned: Tuned | None = None  # None, and not written: the tile is the default
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +252,15 @@ class Manifest:
         return self.kernels + (self.sampling.kernels if self.sampling else ())
 
     def write(self, directory: Path) -> None:
-        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(self._as_json(), indent=1, sort_keys=True, ensure_ascii=False)
         (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def _as_json(self) -> dict[str, Any]:
+        data = dataclasses.asdict(self)
+        for kernel in (*data["kernels"], *(data["sampling"] or {"kernels": ()})["kernels"]):
+            if kernel["tuned"] is None:
+                del kernel["tuned"]
+        return data
 
     @staticmethod
     def read(directory: Path) -> Manifest:

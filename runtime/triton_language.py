@@ -20,6 +20,7 @@ import triton.language as tl
 from triton.language import core
 from triton.runtime.jit import JITFunction
 
+from tilewright.runtime.triton_assembly import run_assembly
 from tilewright.runtime.triton_descriptors import Descriptor
 from tilewright.runtime.triton_elements import Handle
 from tilewright.runtime.triton_memory import Array, Memory
@@ -27,22 +28,11 @@ from tilewright.runtime.triton_operators import shorten, shorten_load, shorten_s
 from tilewright.runtime.triton_rewrite import AND, NOT, OR, TILE, TRUTH, rewrite_library
 from tilewright.runtime.triton_tiles import BUILDER, SEMANTIC, Tile, form_tile, make_tile
 
-_ASSEMBLY: dict[str, Callable[..., Any]] = {}
 _DTYPES = {
     torch.bool: tl.int1, torch.int8: tl.int8, torch.uint8: tl.uint8, torch.int16: tl.int16, torch.int32: tl.int32, torch.int64: tl.int64,
     torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64,
     torch.float8_e4m3fn: tl.float8e4nv, torch.float8_e5m2: tl.float8e5,
 }  # fmt: skip
-
-
-def model_assembly(asm: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a NumPy model of an inline assembly text: raw bits of one dtype per operand in, raw bits (or a tuple of them) out."""
-
-    def register(model: Callable[..., Any]) -> Callable[..., Any]:
-        _ASSEMBLY[asm] = model
-        return model
-
-    return register
 
 
 def make_argument(memory: Memory, name: str, value: torch.Tensor | int | float) -> Tile:
@@ -108,15 +98,16 @@ def _scan(input: Any, axis: Any, combine_fn: Callable[..., Any], reverse: Any = 
         data = np.flip(first.handle.data, axis) if step < 0 else first.handle.data
         sums = np.add.accumulate(data, axis=axis, dtype=data.dtype)
         return (make_tile(np.flip(sums, axis) if step < 0 else sums, first.dtype),)
-    columns = [np.moveaxis(tile.handle.data, axis, 0)[::step] for tile in input]
     dtypes = [tile.dtype for tile in input]
-    rows: list[list[Tile]] = []
-    for index in range(len(columns[0])):
-        row = [make_tile(np.asarray(column[index]), dtype) for column, dtype in zip(columns, dtypes)]
-        combined = combine_fn(*rows[-1], *row) if rows else row
-        rows.append([combined] if isinstance(combined, Tile) else list(combined))
-    results = [np.stack([row[i].handle.data for row in rows])[::step] for i in range(len(input))]
-    return tuple(make_tile(np.moveaxis(result, 0, axis), dtype) for result, dtype in zip(results, dtypes))
+    columns = [np.moveaxis(tile.handle.data, axis, 0)[::step] for tile in input]
+    shift = 1
+    while shift < len(columns[0]):  # each element has the combination of the `shift` elements up to it, then of twice as many
+        earlier, own = [make_tile(np.roll(c, shift, 0), d) for c, d in zip(columns, dtypes)], [make_tile(c, d) for c, d in zip(columns, dtypes)]
+        combined = combine_fn(*earlier, *own)
+        combined = [combined] if isinstance(combined, Tile) else combined
+        columns = [np.concatenate([c[:shift], tile.handle.data[shift:]]) for c, tile in zip(columns, combined)]
+        shift *= 2
+    return tuple(make_tile(np.moveaxis(c[::step], 0, axis), dtype) for c, dtype in zip(columns, dtypes))
 
 
 def _reduce_with_indices(input: Tile, axis: Any, combine_fn: Callable[..., Any], keep_dims: Any = False, **compiler: Any) -> Any:
@@ -189,15 +180,15 @@ def _static_assert(condition: Any, message: str = "", **compiler: Any) -> None:
 
 
 def _run_assembly(asm: Any, constraints: Any, args: Any, dtype: Any, is_pure: Any = True, pack: Any = 1, **compiler: Any) -> Any:
-    asm = core._unwrap_if_constexpr(asm)
-    if asm not in _ASSEMBLY:
-        raise NotImplementedError(f"no NumPy model of the inline assembly {asm!r}; register one with model_assembly")
+    if core._unwrap_if_constexpr(pack) != 1:
+        raise NotImplementedError("inline assembly of several elements at once; write it for one")
     handles = [SEMANTIC.to_tensor(arg).handle for arg in args]
     raw = np.broadcast_arrays(*(handle.element.encode(np.asarray(handle.data)) for handle in handles))
-    results = _ASSEMBLY[asm](*raw)
-    if not isinstance(dtype, (tuple, core.tuple)):
-        return make_tile(dtype.to_ir(BUILDER).decode(results), dtype)
-    return tuple(make_tile(one.to_ir(BUILDER).decode(result), one) for result, one in zip(results, dtype))
+    several = isinstance(dtype, (tuple, core.tuple))
+    elements = [(one, one.to_ir(BUILDER)) for one in (dtype if several else (dtype,))]
+    results = run_assembly(str(core._unwrap_if_constexpr(asm)), raw, len(elements))
+    tiles = tuple(make_tile(element.decode(bits.view(element.memory)), one) for (one, element), bits in zip(elements, results))
+    return tiles if several else tiles[0]
 
 
 def _broadcast(input: Tile, other: Tile, **compiler: Any) -> tuple[Tile, ...]:

@@ -84,6 +84,10 @@ def build(
     page_size: Annotated[int, typer.Option(help="tokens of a KV page")] = DEFAULT_PAGE,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="a request's tokens do not depend on what is served with it")] = False,
     pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="pass pipeline in place of the default one")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="measure tile sizes on this machine's GPU, and keep the best for later builds")] = False,
+    tune_seconds: Annotated[float | None, typer.Option(help="begin no new measurement after that long (default: 600)")] = None,
+    tune_candidates: Annotated[int | None, typer.Option(help="tiles that are tried for a kernel (default: 64)")] = None,
+    tuned: Annotated[str | None, typer.Option(metavar="FILE", help="measured tiles to use, such as OTHER_ENGINE/inspect/tuned.json, or none")] = None,
 ) -> None:
     """Compile a Hugging Face model into an engine."""
     from tilewright.compiler import compile
@@ -93,6 +97,7 @@ def build(
     engine = compile(
         model, out, dtype=dtype, quantize=quantize, target=target, pipeline=pipeline, max_batch_size=max_batch_size, max_input_len=max_input_len,
         max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size, deterministic=deterministic, stages=Stages(bars=True, lines=True),
+        tune=tune, tune_seconds=tune_seconds, tune_candidates=tune_candidates, tuned=tuned,
     )  # fmt: skip
     print(engine)
     program = "tilewright" if shutil.which("tilewright") else sys.argv[0]  # as it can be typed: the environment may not be activated

@@ -16,7 +16,7 @@ from tilewright.environment import read_environment
 from tilewright.inspect.pass_printer import PassPrinter
 from tilewright.inspection import inspection_files, keep_dumps, reproduce, stop_build, write_inspection
 from tilewright.instruments import current_instrument
-from tilewright.ir.errors import PassError
+from tilewright.ir.errors import EngineError, PassError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph
 from tilewright.ir.manifest import Limits, ModelInfo
@@ -30,7 +30,9 @@ from tilewright.stages import Stages
 from tilewright.targets import choose_target
 
 if TYPE_CHECKING:
+    from tilewright.codegen.tuning import Timer
     from tilewright.frontend.trace import Trace
+    from tilewright.tuning import Tiles
 
 AfterEach = Callable[[str, Graph], None]  # name of a pass, the graph after it
 
@@ -56,16 +58,20 @@ def compile(
     model: Any, out: str | Path, *, dtype: Any = None, quantize: str | None = None, target: str | None = None, pipeline: str | None = None,
     max_batch_size: int = 16, max_input_len: int | None = None, max_output_len: int | None = None, max_tokens: int | None = None,
     page_size: int = DEFAULT_PAGE, deterministic: bool = False, validate: bool | None = None, stages: Stages | None = None,
+    tune: bool | Timer = False, tune_seconds: float | None = None, tune_candidates: int | None = None, tuned: str | Path | None = None,
 ) -> Engine:  # fmt: skip
     """Compiles a directory, a hub id or a transformers model object into an engine directory `out`; an engine that is there is replaced.
 
     dtype: of activations (default: the checkpoint's). quantize: int8, int8-keep-head, or the text of a pass. target: cpu, cuda (this machine's
     GPU) or sm_<number> (default: cuda where there is one). pipeline: text of the passes; the word `default` in it stands for the default ones.
     deterministic: a request's tokens are the same to the bit whatever else is served with it; costs speed. validate: run the reference
-    interpreter around every pass. Raises TilewrightError, and then leaves nothing at `out`.
+    interpreter around every pass. tune: measure tile sizes on this machine's GPU (or with a Timer of your own), and keep the best for later builds
+    too; tune_seconds and tune_candidates (of a kernel) bound it. tuned: a file of measured tiles to use, or "none" for the defaults alone. Raises
+    TilewrightError, and then leaves nothing at `out`.
     """
     stages = stages or Stages(bars=True)
     out, target = choose_destination(out), choose_target(target)
+    tiles = _open_tiles(target, tune, tuned, seconds=tune_seconds, candidates=tune_candidates)
     asked = AskedLimits(
         max_batch_size=max_batch_size, max_input_len=max_input_len, max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size
     )
@@ -83,7 +89,7 @@ def compile(
             if optimized.report.left:
                 raise stop_build(folder, out, optimized.report, stays=bool(elsewhere))
             stage.note(f"{sum(len(row.events) for row in optimized.report.rows)} rewrites: {len(optimized.graph)} ops")
-        engine = _write_engine(optimized, out, target, limits, stages, deterministic=deterministic, dump=folder, again=again)
+        engine = _write_engine(optimized, out, tiles, limits, stages, target=target, deterministic=deterministic, dump=folder, again=again)
     if read_environment().inspect >= 3:
         from tilewright.inspect.measure_engine import measure_engine
 
@@ -136,9 +142,10 @@ def optimize(
 def build(
     optimized: Optimized, out: str | Path, *, target: str | None = None, max_batch_size: int = 16, max_input_len: int | None = None,
     max_output_len: int | None = None, max_tokens: int | None = None, page_size: int = DEFAULT_PAGE, deterministic: bool = False,
-    stages: Stages | None = None, dump: Path | None = None, again: str = "",
+    stages: Stages | None = None, dump: Path | None = None, again: str = "", tune: bool | Timer = False, tune_seconds: float | None = None,
+    tune_candidates: int | None = None, tuned: str | Path | None = None,
 ) -> Engine:  # fmt: skip
-    """Kernels and weights of an optimized graph, written as an engine directory. Limits and `deterministic` as in `compile`.
+    """Kernels and weights of an optimized graph, written as an engine directory. Limits, `deterministic`, `tune` and `tuned` as in `compile`.
 
     dump: folder with the text after each pass, and `again` the script that makes the same engine, both for ENGINE/inspect. Raises TilewrightError.
     """
@@ -150,18 +157,22 @@ def build(
     if optimized.info is None:
         raise PassError("build", "the graph came from text, so it has no weights", "pass what optimize(trace(model)) returned")
     out, target = choose_destination(out), choose_target(target)
+    tiles = _open_tiles(target, tune, tuned, seconds=tune_seconds, candidates=tune_candidates)
     asked = AskedLimits(
         max_batch_size=max_batch_size, max_input_len=max_input_len, max_output_len=max_output_len, max_tokens=max_tokens, page_size=page_size
     )
     limits = asked.choose(optimized.info.max_positions)
     bound_dims(optimized.graph, limits)
-    return _write_engine(optimized, out, target, limits, stages or Stages(bars=True), deterministic=deterministic, dump=dump, again=again)
+    return _write_engine(
+        optimized, out, tiles, limits, stages or Stages(bars=True), target=target, deterministic=deterministic, dump=dump, again=again
+    )
 
 
 def _write_engine(
-    optimized: Optimized, out: Path, target: str, limits: Limits, stages: Stages, *, deterministic: bool, dump: Path | None = None, again: str = ""
-) -> Engine:
-    from tilewright.codegen.lower import lower
+    optimized: Optimized, out: Path, tiles: Tiles, limits: Limits, stages: Stages, *, target: str, deterministic: bool, dump: Path | None = None,
+    again: str = "",
+) -> Engine:  # fmt: skip
+    from tilewright.codegen.lower import list_plans, lower
     from tilewright.codegen.pack import pack
     from tilewright.passes.regions import build_schedules, default_regimes
 
@@ -171,13 +182,17 @@ def _write_engine(
     with stages.stage("regions") as stage:
         sizes = {"max_tokens": limits.max_tokens, "max_batch_size": limits.max_batch_size}
         schedules = build_schedules(optimized.graph, default_regimes(target, **sizes, deterministic=deterministic))
-        lowered = lower(optimized.graph, schedules, target=target, limits=limits, deterministic=deterministic)
+        stage.note(f"{sum(len(schedule.regions) for schedule in schedules)} in {len(schedules)} programs")
+    if tiles.timer is not None:
+        tiles.measure(list_plans(schedules, target=target, limits=limits, deterministic=deterministic), limits, stages)
+    with stages.stage("lower") as stage:
+        lowered = lower(optimized.graph, schedules, target=target, limits=limits, deterministic=deterministic, choices=tiles.choices)
         launches = ", ".join(f"{p.name} {len(p.launches)}" for p in lowered.programs)
         stage.note(f"{len(lowered.kernels)} kernels; launches: {launches}")
     files: dict[str, bytes | Path] = {file.name: file for file in optimized.tokenizer_files}
     switches = read_environment()
     with stages.stage("pack") as bar, leave_as_found(out):
-        found = inspection_files(switches.inspect, optimized.report, schedules, lowered, dump=dump, again=again)
+        found = inspection_files(switches.inspect, optimized.report, schedules, lowered, dump=dump, again=again, measured=tiles.measured)
         if switches.inspect_dir:
             write_inspection(Path(switches.inspect_dir), found)
         else:
@@ -188,6 +203,17 @@ def _write_engine(
         )  # fmt: skip
         bar.note(f"kernels {'compiled for ' + target if target != 'cpu' else 'written'}, {len(manifest.weights)} weights packed into {out}")
     return Engine(out, manifest)
+
+
+def _open_tiles(target: str, tune: bool | Timer, tuned: str | Path | None, **bounds: float | None) -> Tiles:
+    """bounds: fields of Budget, None for its default."""
+    from tilewright.tuning import Budget, open_tiles
+
+    given: dict[str, Any] = {name: value for name, value in bounds.items() if value is not None}
+    if given and tune is False:
+        name, value = next(iter(given.items()))
+        raise EngineError(f"tune_{name}", f"is {value!r}, and nothing is to be tuned", "pass tune=True (--tune) too")
+    return open_tiles(target, tune, tuned, Budget(**given))
 
 
 # -- choices --------------------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def describe_kernels(kernels: tuple[Kernel, ...]) -> str:
     archs = sorted({arch for kernel in kernels for arch in kernel.binaries})
     spilling = [k.name for k in kernels if any(b.stack_bytes for b in k.binaries.values())]
     compiled = f", compiled for {', '.join(archs)}" if archs else ", plain torch"
+    tuned = sum(kernel.tuned is not None for kernel in kernels)
+    compiled += f"; {tuned} with measured tiles" if tuned else ""
     return f"{len(kernels)}{compiled}" + (f"; {len(spilling)} spill registers: {', '.join(spilling)}" if spilling else "")
 
 

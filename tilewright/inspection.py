@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright.environment import read_environment
+from tilewright.inspect.kernels import TRIALS_FILE
 from tilewright.inspect.manifest import REGIONS_FILE, SCHEMA, InspectManifest, PassEntry, RegionRecord, print_regions
 from tilewright.ir.errors import PassError
 from tilewright.ir.manifest import MANIFEST_FILE, Limits
@@ -24,15 +25,23 @@ from tilewright.passes.manager import Report
 
 if TYPE_CHECKING:
     from tilewright.codegen.lower import Lowered
+    from tilewright.codegen.tuning import Measured
 
 Files = dict[str, "bytes | Path"]
 REPRODUCE = "REPRO.sh"
+TUNED_FILE = "tuned.json"
 DUMPS = "[0-9]*-*"  # numbered by pass
 LIBRARIES = ("torch", "transformers", "triton", "safetensors")
 
 
-def inspection_files(level: int, report: Report, schedules: Sequence[Schedule], lowered: Lowered, *, dump: Path | None, again: str) -> Files:
-    """By name relative to `inspect/`. level 0: none; 1: manifest, passes, regions, how to build it again; 2: PTX too."""
+def inspection_files(
+    level: int, report: Report, schedules: Sequence[Schedule], lowered: Lowered, *, dump: Path | None, again: str,
+    measured: Mapping[str, Measured] | None = None,
+) -> Files:  # fmt: skip
+    """By name relative to `inspect/`. level 0: none; 1: manifest, passes, regions, tiles, how to build it again; 2: PTX too.
+
+    measured: what this build tried of tiles, by key of plan.
+    """
     if level == 0:
         return {}
     from tilewright.passes.regions import print_schedule
@@ -44,8 +53,9 @@ def inspection_files(level: int, report: Report, schedules: Sequence[Schedule], 
         "regions.txt": f"{regions}\n".encode(),
         REGIONS_FILE: print_regions(_record(s.regime.name, region) for s in schedules for region in s.regions).encode(),
     }
+    files |= _tile_files(lowered, measured or {})
     if again:
-        files[REPRODUCE] = again.encode()
+        files[REPRODUCE] = _name_tiles(again, lowered).encode()
     if dump is not None:
         files[MANIFEST_FILE] = describe_passes(report, dump, lowered.target).print().encode()
         files |= {f"passes/{file.name}": file for file in sorted(dump.glob(DUMPS))}
@@ -53,6 +63,28 @@ def inspection_files(level: int, report: Report, schedules: Sequence[Schedule], 
     if level >= 2 and lowered.target != "cpu":
         files |= _ptx(lowered)
     return files
+
+
+def _tile_files(lowered: Lowered, measured: Mapping[str, Measured]) -> Files:
+    """The choices that the engine's kernels were made with, as a file that another build reads; and for each kernel, all that was tried for it."""
+    if not lowered.choices:
+        return {}
+    from tilewright.codegen.choices import ChoiceFile
+
+    (device, *_) = (device for _, device in lowered.choices.values())
+    files: Files = {TUNED_FILE: ChoiceFile(device, {choice.key: choice for choice, _ in lowered.choices.values()}).print().encode()}
+    for name, (choice, _) in lowered.choices.items():
+        if choice.key in measured:
+            files[f"kernels/{name}/{TRIALS_FILE}"] = measured[choice.key].print().encode()
+    return files
+
+
+def _name_tiles(again: str, lowered: Lowered) -> str:
+    """The command with the tiles of this engine, whatever the machine that runs it knows of others."""
+    if lowered.target == "cpu":
+        return again
+    tiles = f'"$(dirname "$0")/{TUNED_FILE}"' if lowered.choices else "none"
+    return again.replace(' "$1" ', f' "$1" --tuned {tiles} ', 1)
 
 
 def describe_passes(report: Report, dump: Path, target: str) -> InspectManifest:

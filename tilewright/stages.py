@@ -50,6 +50,11 @@ class Stages:
         if self._shows_lines:
             self._console.print(f"{title:<9} {time.perf_counter() - started:6.1f} s   {'; '.join(stage.notes)}", markup=False)
 
+    def tell(self, text: str) -> None:
+        """A line of its own, where lines are shown."""
+        if self._shows_lines:
+            self._console.print(text, markup=False)
+
     @contextmanager
     def _bars(self) -> Iterator[Progress | None]:
         if not self._shows_bars:

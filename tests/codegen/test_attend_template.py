@@ -171,9 +171,7 @@ def test_attention_and_its_cache_write_are_not_one_kernel_where_a_sequence_has_m
 
 
 def test_few_sequences_are_split_and_many_are_not():
-    assert choose_decode(4, 128, 2, 8, 8192, 90).fill_splits == 32
-    assert choose_decode(4, 128, 2, 32 * 8, 8192, 90).num_splits > choose_decode(4, 128, 2, 32 * 8, 8192, 90).fill_splits == 1
-    assert choose_decode(4, 128, 2, 128 * 8, 8192, 90).num_splits == 1
+    assert [choose_decode(4, 128, 2, sequences * 8, 8192, 90).num_splits for sequences in (1, 32, 64, 128)] == [32, 4, 2, 1]
     assert choose_decode(4, 128, 2, 8, 100, 90).num_splits == 1
 
 

@@ -1,15 +1,20 @@
 """Matrix product kernels on Triton's interpreter against the reference: every regime, dtype, prologue and epilogue, on sizes that divide nothing."""
 
+import re
+
 import pytest
 import torch
 from kernel_run import compile_case, compile_whole, emit_case, make_case, relative_error, run_case
 
 from tilewright.codegen import attend_template, linear_template
-from tilewright.codegen.tiles import choose_linear
+from tilewright.codegen.emission import HEADER
+from tilewright.codegen.tiles import choose_linear, keep_order
+from tilewright.codegen.word_weights import DTYPES, ORDER, Arrangement, convert_words
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import STEP_FIELDS
 from tilewright.ir.opdef import OPS
 from tilewright.ir.regions import Regime
+from tilewright.runtime.triton_interpreter import launch, load_kernel
 
 TOLERANCE = {"f32": 2e-6, "f16": 2e-3, "bf16": 1.5e-2}
 
@@ -116,6 +121,53 @@ def test_int8_of_one_token_is_taken_apart_in_registers():
     assert binary.shared_bytes <= 512, "sums of warps alone; a tile of weights moved between layouts takes thousands"
 
 
+# Blocks of 64 columns are met in an order of their own: K of one block, of several, and of parts of one.
+@pytest.mark.parametrize(
+    "k, config",
+    [
+        (128, {}), (72, {"splits": 2}), (200, {"block_k": 128}), (256, {"splits": 3, "num_warps": 2}),
+        (128, {"direct": 1}), (584, {"direct": 1, "block_k": 128, "splits": 2, "block_n": 128}),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("name, tokens, dtype", [("int8", 37, "bf16"), ("gated int8", 16, "f16"), ("gemma norm", 5, "bf16")])
+def test_int8_words_on_the_left_meet_their_tokens(name, tokens, dtype, k, config):
+    run(*CASES[name], tokens, dtype=dtype, n=134, k=k, seed=k, **{"weights_left": 1, "block_m": 16, "block_n": 64, "block_k": 64, **config})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_byte_becomes_its_number(dtype):
+    name, torch_dtype = {"bf16": ("tl.bfloat16", torch.bfloat16), "f16": ("tl.float16", torch.float16)}[dtype]
+    lines = [
+        "words = tl.load(weight + tl.arange(0, BLOCK_N)[:, None] * 16 + tl.arange(0, BLOCK_K // 4)[None, :])",
+        *convert_words("words", dtype, name, Arrangement(4, 1, 4, False)),
+        "tl.store(out + tl.arange(0, BLOCK_N)[:, None] * 64 + tl.arange(0, BLOCK_K)[None, :], weight_tile)",
+    ]
+    head = f"{HEADER}\n@triton.jit\ndef convert(weight, out, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):\n"
+    kernel = load_kernel(head + "".join(f"    {line}\n" for line in lines), "convert", "convert")
+    weight = torch.arange(-128, 128, dtype=torch.int32).to(torch.int8).reshape(4, 64)
+    out = torch.empty(4, 64, dtype=torch_dtype)
+    launch(kernel, (1, 1, 1), [weight.view(torch.int32), out], {"BLOCK_N": 4, "BLOCK_K": 64})
+    columns = torch.tensor([eval(ORDER, {"lane": lane}) for lane in range(64)])
+    assert sorted(columns.tolist()) == list(range(64))
+    assert torch.equal(out, weight[:, columns].to(torch_dtype))
+
+
+@pytest.mark.parametrize("dtype, direct", [("bf16", 0), ("bf16", 1), ("f16", 1)])
+def test_int8_goes_to_the_tensor_core_from_the_registers_that_it_is_converted_in(dtype, direct):
+    case = make_case(graph(*CASES["int8"], dtype=dtype, n=512, k=4096), "linear", "linear")
+    config = {"weights_left": 1, "block_m": 32, "block_n": 128, "block_k": 128, "num_warps": 4, "splits": 4, "direct": direct}
+    ((_, compiled),) = compile_whole(case, Regime("r", "decode", 32), "sm_90", dependent_launch=1, **config)
+    before, after = compiled.ptx.split("griddepcontrol.wait")
+    loop, _, _ = after.rpartition("wgmma.mma_async")
+    assert re.search(r"wgmma.mma_async.sync.aligned.m64n32k16.f32.b?f16.b?f16 \{[^}]*\}, \{[^}]*\}, %rd", loop), "its left operand is four registers"
+    assert loop.count("prmt.b32 low") == 128 * 128 // 4 // 128, "each thread converts its own words, once"
+    assert "st.shared" not in loop and "cvt.rn" not in loop
+    assert len(re.findall(r"ld\.global\S*\.v4\.b32", before)) == (8 if direct else 0), "the first step is on its way before the wait"
+    assert len(re.findall(r"ld\.shared\S*\.v4\.b32|ldmatrix", loop)) == (0 if direct else 8), "all others come straight from memory"
+    assert compiled.binary.stack_bytes == 0 and (3 - (not direct)) * compiled.binary.shared_bytes <= 227 * 1024, "as many blocks share a core"
+
+
 def test_sizes_that_fit_need_no_masks():
     text = graph(GATED, "%o", n=64, k=64)
     case = make_case(text, "linear", "linear")
@@ -162,8 +214,15 @@ def test_small_steps_stream_the_weight_and_large_ones_use_large_tiles():
     few = choose_linear(16, 4096, 4096, 2, "bf16", 90)
     assert few.block_m == 16 and -(-4096 // few.block_n) * few.splits >= 118
     assert choose_linear(16, 128256, 4096, 2, "bf16", 90).splits == 1
+    assert [choose_linear(16, 4096, 4096, 1, "bf16", arch).weights_left for arch in (80, 90, 100)] == [False, True, False]
     assert choose_linear(2048, 28672, 4096, 2, "bf16", 90).block_n == 256
     assert choose_linear(2048, 28672, 4096, 2, "bf16", 80).block_n == 128
+
+
+@pytest.mark.parametrize("weight_bytes", [1, 2])
+def test_kernels_that_keep_their_order_fill_the_machine_with_columns(weight_bytes):
+    tile = keep_order(choose_linear(64, 4096, 4096, weight_bytes, "bf16", 90), weight_bytes)
+    assert (tile.block_n, tile.splits, tile.weights_left) == (64, 1, False)
 
 
 def test_the_weight_streams_from_shared_memory_into_the_tensor_core():

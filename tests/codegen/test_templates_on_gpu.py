@@ -24,8 +24,15 @@ def test_products(name, tokens, dtype, n, k, early):
         assert relative_error(tensor, case.values[case.graph.value(value)]) < TOLERANCE[dtype], value
 
 
-@pytest.mark.parametrize("config", [{"splits": 4, "weights_left": 1}, {"splits": 7}, {"splits": 3, "block_m": 64}], ids=str)
-@pytest.mark.parametrize("name, dtype", [("int8", "bf16"), ("gated", "f16"), ("two outputs", "bf16")])
+LEFT = {"weights_left": 1, "num_warps": 4}
+SHARED = [
+    {"splits": 4, **LEFT}, {"splits": 4, **LEFT, "direct": 1}, {"splits": 2, **LEFT, "direct": 1, "block_n": 128, "block_k": 128},
+    {"splits": 4, "weights_left": 1, "num_warps": 2}, {"splits": 7}, {"splits": 3, "block_m": 64},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", SHARED, ids=str)
+@pytest.mark.parametrize("name, dtype", [("int8", "bf16"), ("int8", "f16"), ("gated", "f16"), ("two outputs", "bf16")])
 def test_products_whose_programs_share_tiles(name, dtype, config):
     case_of = {"ids": torch.randint(0, 50, (37,)).int(), "rows": torch.zeros(1).int()}
     case = make_case(graph(*CASES[name], dtype=dtype, n=1026, k=2056), "linear", "linear", case_of, seed=5)

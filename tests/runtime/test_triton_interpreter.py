@@ -202,6 +202,10 @@ REDUCTIONS = {
     "tl.sum(tl.softmax(x.trans(), dim=0) * x.trans(), axis=0)": lambda x: (x.softmax(1) * x).sum(1),
     "tl.sum(tl.cumsum(x, axis=1), axis=1)": lambda x: x.cumsum(1).sum(1),
     "tl.sum(tl.cumsum(x, axis=1, reverse=True) * x, axis=1)": lambda x: (x.flip(1).cumsum(1).flip(1) * x).sum(1),
+    "tl.sum(tl.associative_scan(x, 1, product) * j[None, :], axis=1)": lambda x: (x.cumprod(1) * torch.arange(16)).sum(1),
+    "tl.sum(tl.associative_scan(x, 1, earlier) * j[None, :], axis=1)": lambda x: 120 * x[:, 0],
+    "tl.sum(tl.associative_scan(x, 1, earlier, reverse=True) * j[None, :], axis=1)": lambda x: 120 * x[:, 15],
+    "tl.sum(tl.associative_scan((x, x * 2), 1, add_two)[1] * x, axis=1)": lambda x: (2 * x.cumsum(1) * x).sum(1),
     "tl.sum(tl.flip(x, 1) * x, axis=1)": lambda x: (x.flip(1) * x).sum(1),
     "tl.sum(tl.sort(x, dim=1) * j[None, :], axis=1)": lambda x: (x.sort(1).values * torch.arange(16)).sum(1),
     "x.sum(1, keep_dims=True).reshape(4)": lambda x: x.sum(1),
@@ -220,6 +224,8 @@ def test_library_functions_equal_torch(expression: str) -> None:
     x, out = torch.randn(4, 16), torch.empty(4)
     source = HEAD + (
         "@triton.jit\ndef product(a, b):\n    return a * b\n\n"
+        "@triton.jit\ndef earlier(a, b):\n    return a\n\n"
+        "@triton.jit\ndef add_two(a, b, x, y):\n    return a + x, b + y\n\n"
         "@triton.jit\ndef kernel(x_ptr, out_ptr):\n    i, j = tl.arange(0, 4), tl.arange(0, 16)\n"
         f"    x = tl.load(x_ptr + i[:, None] * 16 + j[None, :])\n    tl.store(out_ptr + i, {expression})\n"
     )
@@ -412,3 +418,18 @@ def test_compiling_after_interpreting_gives_the_same_code() -> None:
     x = torch.ones(64)
     run("x_ptr\ni = tl.arange(0, 64)\ntl.store(x_ptr + i, tl.sum(tl.load(x_ptr + i), axis=0))", [x])
     assert x[0] == 64 and compile_once() == before
+
+
+def test_inline_assembly_runs_instruction_by_instruction() -> None:
+    x = torch.tensor([0x04030201, -1], dtype=torch.int32)
+    out = torch.empty(4, dtype=torch.int16)
+    body = """x_ptr, out_ptr
+i = tl.arange(0, 2)
+a, b = tl.inline_asm_elementwise("{ .reg .b32 t; prmt.b32 t, $2, 0x77665544, 0x7130; xor.b32 t, t, 0x000000ff; mov.b32 {$0, $1}, t; }", "=h,=h,r",
+                                 [tl.load(x_ptr + i)], dtype=(tl.int16, tl.int16), is_pure=True, pack=1)
+tl.store(out_ptr + i, a)
+tl.store(out_ptr + 2 + i, b)"""
+    run(body, [x, out])
+    assert [value & 0xFFFF for value in out.tolist()] == [0x04FE, 0xFF00, 0x7702, 0x77FF]
+    with pytest.raises(NotImplementedError, match="no model of 'popc"):
+        run('x_ptr\ni = tl.arange(0, 2)\ntl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [tl.load(x_ptr + i)], tl.int32, True, 1)', [x])

@@ -6,6 +6,7 @@ Reads the cubin with Triton's bundled tools, so that no GPU is needed. Knows not
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from tilewright.ir.errors import CodegenError, EngineError
 from tilewright.ir.manifest import Binary, Kernel, Launch
 from tilewright.ir.opdef import suggest
 
+TRIALS_FILE = "tune.jsonl"  # in inspect/kernels/<name>, one line for each tile that was tried
 _LOCATION = re.compile(r'//## File "([^"]+)", line (\d+)')
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(.*?);")
 _REGISTER = re.compile(r"\bU?[RP]\d+\b(\.reuse)?")
@@ -41,6 +43,23 @@ class Lint:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A line of `tune.jsonl`."""
+
+    tile: dict[str, int]  # all of it
+    move: dict[str, int]  # what it changes of the default
+    us: float | None  # None: not timed, and `note` says why
+    error: float | None  # of its results against the default's
+    note: str
+    chosen: bool
+
+    def __str__(self) -> str:
+        tile = " ".join(f"{name}={value}" for name, value in self.move.items()) or "the default"
+        found = f"{self.us:9.2f} us" if self.us is not None else f"{'-':>9}   "
+        return f"{found} {'*' if self.chosen else ' '} {tile}{f'   {self.note}' if self.note else ''}"
+
+
 class KernelView:
     """A kernel of an engine, compiled for `arch` (its target by default)."""
 
@@ -61,6 +80,12 @@ class KernelView:
     @cached_property
     def source(self) -> str:
         return (self.engine.path / self.kernel.file).read_text(encoding="utf-8")
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """Tiles that the build tried for it, in order; none where it measured nothing."""
+        file = self.engine.path / "inspect" / "kernels" / self.kernel.name / TRIALS_FILE
+        return [Trial(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
     @property
     def launches(self) -> dict[str, list[Launch]]:
@@ -193,9 +218,25 @@ def print_kernel(view: KernelView) -> str:
     if kernel.language == "triton":
         b, constants = view.binary, ", ".join(f"{name}={value}" for name, value in kernel.constants.items())
         lines.append(f"  tile      {constants}; {kernel.num_warps} warps, {kernel.num_stages} stages")
+        lines += [f"  tuned     {text}" for text in [describe_tuned(kernel)] if text]
         lines.append(f"  {view.arch}     {b.num_registers} registers, {b.stack_bytes} bytes of stack, {b.shared_bytes} bytes of shared memory")
         lines += _print_lints(view)
+    if view.trials:
+        lines += ["", f"  {len(view.trials)} tiles measured, the chosen one marked *", *(f"  {trial}" for trial in rank_trials(view.trials))]
     return "\n".join([*lines, "", view.source.rstrip()]) + "\n"
+
+
+def describe_tuned(kernel: Kernel) -> str:
+    """Empty for a default tile."""
+    tuned = kernel.tuned
+    if tuned is None:
+        return ""
+    return f"{tuned.us:.2f} us, with the default tile {tuned.default_us:.2f} us: {tuned.gain:.1%} less, on {tuned.gpu}"
+
+
+def rank_trials(trials: list[Trial]) -> list[Trial]:
+    """The fastest first; what was not timed last, as it was tried."""
+    return sorted(trials, key=lambda trial: (trial.us is None, trial.us or 0.0))
 
 
 def _print_lints(view: KernelView) -> list[str]:

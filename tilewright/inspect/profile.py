@@ -69,13 +69,16 @@ def profile_decode(llm: LLM, *, batch: int, context: int, limit: float | None = 
 
 def _lengths(limits: Limits, batch: int, context: int) -> tuple[int, int]:
     """Tokens of each prompt and of its output, so that all sequences decode together when they have about `context` tokens."""
-    staggered = batch * context // limits.max_tokens + SETTLE  # steps from the first prompt's end to the last one's
     longest = limits.max_input_len + limits.max_output_len
     if not 2 <= context < longest:
         raise EngineError("profile", f"context is {context}, this engine has room for 2 to {longest - 1}", "pass one in between")
-    prompt = min(max(1, context - staggered), limits.max_input_len)
-    output = max(context - prompt, staggered) + 2
-    if output > limits.max_output_len:
+    for together in (SETTLE + REPEAT, SETTLE):  # fewer steps where the engine has no room for as many as give a steady median
+        staggered = batch * context // limits.max_tokens + together  # steps from the first prompt's end to the last one's, and then all
+        prompt = min(max(1, context - staggered), limits.max_input_len)
+        output = max(context - prompt, staggered) + 2
+        if output <= limits.max_output_len:
+            break
+    else:
         remedy = "pass a smaller batch or context, or build with a larger max_tokens or max_output_len"
         raise EngineError("profile", f"{batch} sequences of {context} tokens decode together after {output} tokens each", remedy)
     return prompt, output

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tilewright.inspect.kernels import KernelView
+from tilewright.inspect.kernels import KernelView, describe_tuned, rank_trials
 from tilewright.inspect.report.names import Names, Texts, fold_names
 from tilewright.inspect.run import Run
 from tilewright.ir.errors import TilewrightError
@@ -37,6 +37,8 @@ class KernelRow:
     ptx: tuple[int, ...]
     lints: tuple[tuple[int, str], ...]  # (line of the source, what); line 0: of the whole kernel
     lint_note: str  # why there are none
+    tuned: str  # what its tile gained over the default; empty: it is the default
+    trials: tuple[str, ...]  # tiles that were measured, the fastest first
 
 
 def collect_kernels(run: Run, texts: Texts, *, lints: bool) -> tuple[KernelRow, ...]:
@@ -64,6 +66,7 @@ def _row(run: Run, view: KernelView, texts: Texts, values: dict[str, dict[str, l
         tuple((program, fold_names(names, run.layers)) for program, names in values.get(kernel.name, {}).items()),
         _tile(kernel), binary.num_registers if binary else None, binary.shared_bytes if binary else None, binary.stack_bytes if binary else None,
         round(float(amount[1]) * UNITS[amount[2]]) if amount else None, texts.places(view.source), texts.places(ptx), found, note,
+        describe_tuned(kernel), tuple(map(str, rank_trials(view.trials))),
     )  # fmt: skip
 
 

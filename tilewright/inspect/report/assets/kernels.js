@@ -80,6 +80,8 @@ function kernelDetail(kernel) {
       fact('values', namesOf(kernel).slice(0, 12).map((pair) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'passes', pass: null, tensor: firstOf(pair) }) }, `%${showName(pair)}`)))),
       fact('looks slow', kernel.lint_note ? h('span', { class: 'quiet' }, kernel.lint_note) : kernel.lints.length
         ? [general.map((problem) => h('div', {}, `! ${problem}`)), [...notes].map(([line, found]) => h('div', {}, `! line ${line}: ${found.join('; ')}`))] : 'nothing in its machine code'),
+      kernel.tuned ? fact('tuned', kernel.tuned) : null,
+      kernel.trials.length ? fact('tiles tried', h('details', {}, h('summary', { 'data-focus': 'trials' }, `${kernel.trials.length}, the chosen one marked *`), h('pre', { class: 'mono' }, kernel.trials.join('\n')))) : null,
       kernel.ptx.length ? null : fact('PTX', h('span', { class: 'quiet' }, kernel.language === 'triton' ? ['not recorded: ', h('code', {}, `tilewright kernel ENGINE ${kernel.name} --ptx`), ' prints it'] : 'none')),
     )), source);
 }

@@ -10,6 +10,7 @@ import torch
 def time_graph(run: Callable[[int], object], count: int, *, replays: int = 12, share: float = 1 / 3) -> float:
     """Microseconds of one run, over replays of a graph of `count` runs: the reading that `share` of the replays do not reach."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # where the operands are made, and scratch is zeroed
     with torch.cuda.stream(stream):
         for i in range(2):
             run(i)
