@@ -25,6 +25,7 @@ _OF_INTEGERS = {
 }  # fmt: skip
 _OF_MASKS = {"and": "and", "or": "or"}
 _DIVISIONS, _OVERFLOWING = ("truediv", "floordiv", "mod"), ("add", "sub", "mul")
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _OFFSETS = {id(tl.int32), id(tl.int64)}
 
 Whole = Callable[..., Any]
@@ -39,13 +40,16 @@ def shorten(member: str, whole: Whole) -> Whole:
     by_dtype = {id(dtype): short for dtype, short in _short_ways(name)}
     if not by_dtype:
         return whole
-    divides = name in _DIVISIONS
+    divides, compares = name in _DIVISIONS, name in _COMPARISONS
 
     def operate(self: Tile, other: Any) -> Any:
         dtype = self.dtype
         build, result, is_watched = by_dtype.get(id(dtype), _NONE)
-        right = other if type(other) is Tile else SEMANTIC.literal(other, dtype, divides)
-        if build is None or right is None or right.dtype is not dtype or (is_watched and BUILDER.options.sanitize_overflow):
+        if type(other) is Tile:
+            right = other
+        else:  # before Triton 3.7 a number that a tile is compared with is a tile of its own type
+            right = SEMANTIC.to_tensor(other, False) if compares else SEMANTIC.literal(other, dtype, divides)
+        if build is None or type(right) is not Tile or right.dtype is not dtype or (is_watched and BUILDER.options.sanitize_overflow):
             return whole(self, other)
         dims = self.dims if self.dims == right.dims else join(self.dims, right.dims)
         return form_tile(build(right.handle, self.handle) if is_reflected else build(self.handle, right.handle), result, dims)

@@ -127,7 +127,7 @@ def test_the_short_way_to_a_result_gives_what_triton_s_rules_give(member: str, m
             operands = draw_tile(left, dims[0]), draw_tile(other if dims[0] == (8, 1) else left, dims[1])
             assert describe(short, *operands) == describe(whole, *operands), (left, dims)
         tile = draw_tile(left, (8,))
-        for number in (3, 0, -2, True, 300, 2**40, 0.5, -0.0, 1e300, float("inf")):
+        for number in (3, 0, -2, True, 300, 2**40, 0.5, 0.1, -0.0, 1e300, float("inf")):
             assert describe(short, tile, number) == describe(whole, tile, number), (left, number)
 
 
