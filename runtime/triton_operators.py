@@ -28,6 +28,8 @@ _DIVISIONS, _OVERFLOWING = ("truediv", "floordiv", "mod"), ("add", "sub", "mul")
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _OFFSETS = {id(tl.int32), id(tl.int64)}
 
+_NONE = (None, None, False)
+
 Whole = Callable[..., Any]
 Short = tuple[Callable[..., Any], Any, bool]  # the builder's operation, the dtype of the result, whether checked mode watches it
 
@@ -42,22 +44,20 @@ def shorten(member: str, whole: Whole) -> Whole:
         return whole
     divides, compares = name in _DIVISIONS, name in _COMPARISONS
 
+    def convert(number: Any, dtype: Any) -> Any:
+        # In Triton 3.6 a number that a tile is compared with has its own type, later the tile's: where the two are one, both agree.
+        return SEMANTIC.to_tensor(number, False) if compares else SEMANTIC.literal(number, dtype, divides)
+
     def operate(self: Tile, other: Any) -> Any:
         dtype = self.dtype
         build, result, is_watched = by_dtype.get(id(dtype), _NONE)
-        if type(other) is Tile:
-            right = other
-        else:  # before Triton 3.7 a number that a tile is compared with is a tile of its own type
-            right = SEMANTIC.to_tensor(other, False) if compares else SEMANTIC.literal(other, dtype, divides)
+        right = other if type(other) is Tile else convert(other, dtype)
         if build is None or type(right) is not Tile or right.dtype is not dtype or (is_watched and BUILDER.options.sanitize_overflow):
             return whole(self, other)
         dims = self.dims if self.dims == right.dims else join(self.dims, right.dims)
         return form_tile(build(right.handle, self.handle) if is_reflected else build(self.handle, right.handle), result, dims)
 
     return _with_pointers(operate, whole) if member == "__add__" else operate
-
-
-_NONE = (None, None, False)
 
 
 def _short_ways(name: str) -> Iterator[tuple[Any, Short]]:
