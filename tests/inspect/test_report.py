@@ -179,6 +179,10 @@ def test_it_is_small_for_32_layers(text):
     assert sum(f.stat().st_size for f in ASSETS.iterdir()) <= 250_000
 
 
+def test_it_is_small_for_64_experts_in_each_of_31_layers():
+    assert report_file("experts").stat().st_size < 400_000
+
+
 def test_equal_runs_give_equal_bytes(text, tmp_path):
     again = write_report(load(deep_run().path), tmp_path / "again.html", lints=False)
     assert again.read_text(encoding="utf-8") == text
