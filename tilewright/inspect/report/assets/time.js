@@ -6,7 +6,7 @@ const shareOf = (row) => (row.least_us === null || !row.us ? null : row.least_us
 
 function stepBars(step) {
   const best = step.read_limit ? step.kernels.reduce((sum, row) => sum + row.least_us, 0) : null;
-  const rows = [['launches one by one', step.sum_us], ['together, as one replay', step.step_us], ['a whole step, with sampling and host', step.wall_us]];
+  const rows = [['launches one by one', step.sum_us], ['together, as one replay', step.step_us], [step.samples ? 'a whole step, with the host' : 'a whole step, with sampling and host', step.wall_us]];
   if (best !== null) rows.unshift(['at the limits of the machine', best]);
   const most = Math.max(...rows.map(([, time]) => time)) || 1;
   return h('table', { class: 'waterfall' }, h('tbody', {}, rows.filter(([, time]) => time > 0).map(([label, time]) => h('tr', {}, h('td', {}, label), h('td', { class: 'num' }, `${us(time)} µs`),
