@@ -83,7 +83,7 @@ def save_profile(engine: Path, profile: Profile, device: torch.device) -> Path:
     launches = tuple(
         RecordedLaunch(t.launch.kernel, t.launch.region, t.launch.modules, t.us, t.num_bytes, t.operations) for t in profile.times
     )
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _name_cpu()
     versions = {"tilewright": producer().partition(" ")[2], **library_versions()}
     date = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes").removesuffix("+00:00")
     recorded = RecordedProfile(
@@ -98,6 +98,11 @@ def save_profile(engine: Path, profile: Profile, device: torch.device) -> Path:
     except OSError as error:
         raise TilewrightError(str(file), f"cannot be written ({error.strerror})", "pass --no-save") from error
     return file
+
+
+def _name_cpu() -> str:
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def read_profiles(run: Run) -> tuple[RecordedProfile, ...]:
