@@ -108,11 +108,12 @@ def _name_cpu() -> str:
 def read_profiles(run: Run) -> tuple[RecordedProfile, ...]:
     """By program, batch and context. Raises EngineError for one that cannot be read."""
     folder = (run.folder.parent if run.folder.name == "passes" else run.folder) / PERF.name
-    found = [_read(file) for file in folder.glob("*.json")]
+    found = [read_profile(file) for file in folder.glob("*.json")]
     return tuple(sorted(found, key=lambda p: (p.program, p.batch, p.context, p.sampling)))
 
 
-def _read(file: Path) -> RecordedProfile:
+def read_profile(file: Path) -> RecordedProfile:
+    """Raises EngineError for one that cannot be read, or has another schema."""
     remedy = "profile again, or take the file away"
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
