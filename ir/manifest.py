@@ -30,6 +30,7 @@ STEP_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+SAMPLING = "sampling"  # where the module of a kernel is named: the kernels that sample compute none of the model's
 # Columns of the params f32[S, 8] that sampling kernels read.
 SAMPLE_PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens")
 
@@ -250,6 +251,12 @@ class Manifest:
     def all_kernels(self) -> tuple[Kernel, ...]:
         """Those of programs, and those that sample."""
         return self.kernels + (self.sampling.kernels if self.sampling else ())
+
+    @property
+    def launch_lists(self) -> dict[str, tuple[Launch, ...]]:
+        """Of programs, and of what samples after them: `sampling-greedy` and the other kinds."""
+        samples = {f"{SAMPLING}-{p.kind}": p.launches for p in self.sampling.programs} if self.sampling else {}
+        return {**{p.name: p.launches for p in self.programs}, **samples}
 
     def write(self, directory: Path) -> None:
         text = json.dumps(self._as_json(), indent=1, sort_keys=True, ensure_ascii=False)

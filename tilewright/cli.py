@@ -100,7 +100,8 @@ def build(
         tune=tune, tune_seconds=tune_seconds, tune_candidates=tune_candidates, tuned=tuned,
     )  # fmt: skip
     print(engine)
-    program = "tilewright" if shutil.which("tilewright") else sys.argv[0]  # as it can be typed: the environment may not be activated
+    called = "python -m tilewright" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
+    program = "tilewright" if shutil.which("tilewright") else called  # as it can be typed: the environment may not be activated
     prompt = '"Once upon a time"' if has_tokenizer(out) else '--ids "1 2 3"'
     where = shlex.quote(str(out))
     print(f"look at it: {program} show {where};  run it: {program} run {where} {prompt}")

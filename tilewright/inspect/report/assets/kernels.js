@@ -7,7 +7,7 @@ function allKernels() {
   return [...data.kernels.map((kernel) => mark(kernel, data.other ? (theirs.has(kernel.name) ? '=' : '-') : '')), ...others.filter((kernel) => !known.has(kernel.name)).map((kernel) => mark(kernel, '+'))];
 }
 
-const allPrograms = () => [...new Set([...data.programs, ...(data.other ? data.other.kernels.flatMap((kernel) => Object.keys(kernel.launches)) : [])])];
+const allPrograms = () => [...new Set([...data.programs, ...(data.other ? data.other.kernels.flatMap((kernel) => Object.keys(kernel.launches)).filter((name) => !name.startsWith('sampling-')) : [])])];
 
 // Where both runs have a kernel and launch it differently, both numbers.
 function showLaunches(kernel, program) {
@@ -75,9 +75,9 @@ function kernelDetail(kernel) {
     h('div', { class: 'about' }, h('dl', {},
       fact('computes', kernel.what), fact('launched', uses || 'by no program'), kernel.tile ? fact('tile', h('span', { class: 'mono' }, kernel.tile)) : null,
       kernel.registers === null ? fact('code', kernel.language) : fact('takes', `${kernel.registers} registers, ${bytes(kernel.shared_bytes)} shared, ${kernel.stack_bytes ? `! spills ${kernel.stack_bytes} B` : 'no spills'}`),
-      fact('modules', kernel.modules.map((pair) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'modules', module: pair[0] }) }, showName(pair))))),
+      fact('modules', kernel.modules.map((pair) => h('div', {}, data.modules.some((module) => module.path === pair[0]) ? h('a', { class: 'mono', href: link({ tab: 'modules', module: pair[0] }) }, showName(pair)) : showName(pair)))),
       kernel.reasons.length ? fact('cut', kernel.reasons.map((reason) => h('div', {}, reason))) : null,
-      fact('values', namesOf(kernel).slice(0, 12).map((pair) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'passes', pass: null, tensor: firstOf(pair) }) }, `%${showName(pair)}`)))),
+      !kernel.values.length ? null : fact('values', namesOf(kernel).slice(0, 12).map((pair) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'passes', pass: null, tensor: firstOf(pair) }) }, `%${showName(pair)}`)))),
       fact('looks slow', kernel.lint_note ? h('span', { class: 'quiet' }, kernel.lint_note) : kernel.lints.length
         ? [general.map((problem) => h('div', {}, `! ${problem}`)), [...notes].map(([line, found]) => h('div', {}, `! line ${line}: ${found.join('; ')}`))] : 'nothing in its machine code'),
       kernel.tuned ? fact('tuned', kernel.tuned) : null,

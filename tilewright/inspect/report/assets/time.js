@@ -6,7 +6,7 @@ const shareOf = (row) => (row.least_us === null || !row.us ? null : row.least_us
 
 function stepBars(step) {
   const best = step.read_limit ? step.kernels.reduce((sum, row) => sum + row.least_us, 0) : null;
-  const rows = [['launches one by one', step.sum_us], ['together, as one replay', step.step_us], ['a whole step, with sampling and host', step.wall_us]];
+  const rows = [['launches one by one', step.sum_us], ['together', step.step_us], [step.samples ? 'a whole step, with the host' : 'a whole step, with sampling and host', step.wall_us]];
   if (best !== null) rows.unshift(['at the limits of the machine', best]);
   const most = Math.max(...rows.map(([, time]) => time)) || 1;
   return h('table', { class: 'waterfall' }, h('tbody', {}, rows.filter(([, time]) => time > 0).map(([label, time]) => h('tr', {}, h('td', {}, label), h('td', { class: 'num' }, `${us(time)} µs`),
@@ -85,5 +85,5 @@ function renderTime(main) {
       data.profiles.length > 1 ? h('span', { class: 'segments' }, data.profiles.map((other, at) => h('a', { class: 'button', role: 'button', 'aria-pressed': String(at === chosen), href: link({ profile: at || null }), 'data-focus': `profile-${at}` }, other.title))) : null, traceLink(step))),
     h('section', {}, h('h2', {}, step.title), h('p', { class: 'quiet' }, Object.values(step.made).join(' · ')), stepBars(step),
       step.notes.map((text) => (text.startsWith('! ') ? h('p', { class: 'note' }, text) : h('p', {}, text)))),
-    h('section', {}, h('h2', {}, 'Kernels under the roof'), roofline(step), timeTable(step))));
+    h('section', {}, h('h2', {}, step.read_limit ? 'Kernels under the roof' : 'Kernels by what they do for each byte'), roofline(step), timeTable(step))));
 }
