@@ -103,7 +103,7 @@ def compare_times(profile: RecordedProfile) -> Iterator[Row]:
     flag = "" if gap <= GAP else ", which the Time screen flags"
     yield f"batch {profile.batch}: gap between the first two", f"≤ {GAP:.0%}, or flagged", f"{gap:.1%}{flag}", gap <= GAP or None
     host, named = 1 - profile.step_us / profile.wall_us, "the host" if profile.samples else "sampling and the host"
-    yield f"batch {profile.batch}: gap between the last two", f"≤ {GAP:.0%}, or named", f"{host:.1%}: {named}", host <= GAP or None
+    yield f"batch {profile.batch}: gap between the last two", f"≤ {GAP:.0%}, or named", f"{host:.1%}: {named}", abs(host) <= GAP or None
 
 
 def compare_peaks(profile: RecordedProfile, dtype: torch.dtype) -> Iterator[Row]:
