@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from tilewright import cli_panels
+
 
 def register(commands: typer.Typer) -> None:
-    commands.command()(profile)
+    commands.command(rich_help_panel=cli_panels.KERNELS)(profile)
 
 
 def profile(

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from tilewright import cli_panels
+
 
 def register(commands: typer.Typer) -> None:
-    commands.command()(report)
+    commands.command(rich_help_panel=cli_panels.LOOK)(report)
 
 
 def report(

@@ -40,6 +40,11 @@ def test_resources_are_those_that_cuobjdump_tells(engine):
         assert told["SHARED"] <= 1024  # what the driver keeps; a kernel's own is asked for at launch, and no tool sees it in the cubin
 
 
+def test_an_architecture_that_the_engine_does_not_hold_is_refused(engine):
+    with pytest.raises(EngineError, match=r"kernel down_proj_\w+: is not compiled for sm_80; the engine holds: sm_90"):
+        KernelView.find(engine, next(k.name for k in engine.manifest.kernels if k.name.startswith("down_proj")), "sm_80")
+
+
 def test_kernels_that_sample_are_found_like_the_others(engine, capsys):
     kernel = next(k for k in engine.manifest.sampling.kernels if k.entry == "sample_collect")
     view = KernelView.find(engine, "sample_collect")

@@ -88,6 +88,14 @@ SEARCH = """(query) => {
 }"""
 
 
+# Least room between two marks of the roofline, in its units.
+CLOSEST = """(() => {
+  const circles = [...document.querySelectorAll('.spot')].map((spot) => [...spot.querySelectorAll('circle')].pop());
+  const marks = circles.map((circle) => ['cx', 'cy', 'r'].map((key) => circle[key].baseVal.value));
+  return Math.min(...marks.flatMap(([x, y, r], at) => marks.slice(at + 1).map(([u, v, q]) => Math.hypot(x - u, y - v) - r - q)));
+})()"""
+
+
 FOCUS = """(() => {
   const node = document.activeElement;
   return [node.dataset.focus || node.id, getComputedStyle(node).outlineStyle];
@@ -328,6 +336,7 @@ def test_what_was_measured_has_pictures_that_read_without_colour(opened):
     spots = page.locator(".spot text").all_text_contents()
     places = page.locator("[aria-label='Kernels by time'] [role=row]:not(.th)").count()
     assert len(spots) == places and spots == [str(n + 1) for n in range(places)]
+    assert page.evaluate(CLOSEST) >= 0, "marks cover one another"
     with page.expect_download() as saved:
         page.locator("[data-focus=trace]").click()
     assert len(json.loads(Path(saved.value.path()).read_text())["traceEvents"]) == len(measured_run().engine.manifest.programs[0].launches)

@@ -74,7 +74,7 @@ class KernelView:
         kernels = {kernel.name: kernel for kernel in engine.manifest.all_kernels}
         fitting = [name] if name in kernels else [known for known in kernels if known.startswith(name)]
         if len(fitting) == 1:
-            return KernelView(engine, kernels[fitting[0]], arch)
+            return KernelView(engine, kernels[fitting[0]], arch)._check_arch()
         problem = f"no kernel {name!r}" if not fitting else f"{name!r} begins the names of {len(fitting)} kernels"
         raise EngineError(f"engine {engine.path}", problem, ", ".join(fitting) or suggest(name, kernels))
 
@@ -155,6 +155,12 @@ class KernelView:
         spilled = self.binary.stack_bytes
         found = [Lint(0, f"keeps {spilled} bytes of each thread in local memory")] if spilled else []
         return found + lint(self.source, self.instructions)
+
+    def _check_arch(self) -> KernelView:
+        """Raises EngineError where another architecture is asked for than the engine holds."""
+        if self.arch != self.engine.manifest.target:
+            _ = self.binary
+        return self
 
     def _to_compile(self) -> tuple[Kernel, str, str, tuple[str, ...]]:
         if self.kernel.language != "triton":

@@ -1,4 +1,6 @@
 // Kernels: what each takes and how often it is launched; and one of them from its source on.
+const SAMPLING = 'sampling-'; // begins what launches the kernels that sample, as a program launches the others
+
 function allKernels() {
   const others = data.other ? data.other.kernels : [];
   const known = new Set(data.kernels.map((kernel) => kernel.name));
@@ -7,7 +9,7 @@ function allKernels() {
   return [...data.kernels.map((kernel) => mark(kernel, data.other ? (theirs.has(kernel.name) ? '=' : '-') : '')), ...others.filter((kernel) => !known.has(kernel.name)).map((kernel) => mark(kernel, '+'))];
 }
 
-const allPrograms = () => [...new Set([...data.programs, ...(data.other ? data.other.kernels.flatMap((kernel) => Object.keys(kernel.launches)).filter((name) => !name.startsWith('sampling-')) : [])])];
+const allPrograms = () => [...new Set([...data.programs, ...(data.other ? data.other.kernels.flatMap((kernel) => Object.keys(kernel.launches)).filter((name) => !name.startsWith(SAMPLING)) : [])])];
 
 // Where both runs have a kernel and launch it differently, both numbers.
 function showLaunches(kernel, program) {
@@ -15,6 +17,8 @@ function showLaunches(kernel, program) {
   const [a, b] = [kernel, theirs || kernel].map((k) => (k.launches[program] ? `×${k.launches[program]}` : '·'));
   return a === b ? a : `${a} → ${b}`;
 }
+
+const samplesFor = (kernel) => Object.keys(kernel.launches).filter((name) => name.startsWith(SAMPLING)).map((name) => name.slice(SAMPLING.length)).join(', ');
 
 const stepBytes = (kernel) => (kernel.bytes_read ?? 0) * (kernel.launches[data.programs[0]] || 0);
 
@@ -26,6 +30,7 @@ function kernelColumns() {
     { key: 'name', label: 'kernel', value: (k) => k.name, width: 'minmax(180px,1.1fr)', show: (k) => h('a', { class: 'mono', href: link({ kernel: k.name, code: null }), 'data-focus': `kernel-${k.name}` }, k.name) },
     { key: 'what', label: 'computes', value: (k) => k.what, width: 'minmax(150px,1.2fr)' },
     ...allPrograms().map((program) => number(`n.${program}`, program, (k) => k.launches[program] || 0, { show: (k) => showLaunches(k, program), title: `launches in a step of ${program}` })),
+    ...(data.kernels.some((k) => samplesFor(k)) ? [{ key: 'samples', label: 'sampling', value: samplesFor, show: (k) => samplesFor(k) || '·', width: '96px', title: 'ways of sampling that launch it' }] : []),
     ...(compiled ? [number('registers', 'registers', (k) => k.registers), number('shared', 'shared', (k) => k.shared_bytes, { show: (k) => bytes(k.shared_bytes) }),
       number('spills', 'spills', (k) => k.stack_bytes, { show: (k) => (k.stack_bytes ? `! ${k.stack_bytes} B` : 'none') })] : []),
     ...(timed ? [number('us', 'µs a step', (k) => (timed.get(k.name) || {}).us, { show: (k) => (timed.has(k.name) ? us(timed.get(k.name).us) : '·'), title: data.profiles[0].title })] : []),
