@@ -18,7 +18,8 @@ from tilewright.inspect.profile import Profile, profile_decode
 from tilewright.inspect.run import Run
 from tilewright.inspection import library_versions, producer
 from tilewright.ir.errors import EngineError, TilewrightError
-from tilewright.ir.manifest import SAMPLING, decode
+from tilewright.ir.manifest import SAMPLING
+from tilewright.ir.plain_json import decode
 from tilewright.measure import measure_compute_limit, measure_read_limit
 from tilewright.runtime import LLM
 from tilewright.runtime.dtypes import TORCH_DTYPES
