@@ -20,8 +20,8 @@ from tilewright.codegen.plan import KernelPlan
 from tilewright.codegen.tile_moves import TEMPLATES, Move
 from tilewright.codegen.tiles import AttendTile, LinearTile
 from tilewright.ir.errors import CodegenError, EngineError
-from tilewright.ir.manifest import decode
 from tilewright.ir.opdef import suggest
+from tilewright.ir.plain_json import decode
 
 SCHEMA = 1
 SHIPPED = Path(__file__).parent / "tuned"

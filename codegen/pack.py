@@ -79,7 +79,7 @@ def _write_kernels(
     partial: Path, lowered: Lowered, archs: Sequence[str], progress: Progress, jobs: int
 ) -> tuple[tuple[Kernel, ...], Sampling | None]:
     (partial / "kernels").mkdir()
-    sampling, sources = _emit_sampling(lowered)
+    sampling, sources = sampling_of(lowered)
     kernels, sources = (*lowered.kernels, *(sampling.kernels if sampling else ())), {**lowered.sources, **sources}
     for kernel in kernels:
         (partial / kernel.file).write_text(sources[kernel.name], encoding="utf-8", newline="\n")
@@ -95,7 +95,7 @@ def _write_kernels(
     return own, dataclasses.replace(sampling, kernels=of_sampling) if sampling else None
 
 
-def _emit_sampling(lowered: Lowered) -> tuple[Sampling | None, dict[str, str]]:
+def sampling_of(lowered: Lowered) -> tuple[Sampling | None, dict[str, str]]:
     """Kernels for rows of the model's logits, and their sources by name; the cpu target, and vocabularies of a few tokens, sample with torch."""
     widths = {buffer.shape[1] for program in lowered.programs for buffer in program.buffers if buffer.name == program.logits}
     if lowered.target == "cpu" or not widths or int(max(widths)) <= SHORTEST:

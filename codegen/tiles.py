@@ -104,7 +104,7 @@ _STREAM_WORDS: dict[int, _Sizes] = {  # int8 as its left operand: wider, since t
     128: (128, 128, 64, 8, 4),
 }
 _WORDS_DEEP: dict[int, _Sizes] = {16: (16, 64, 256, 4, 6), 32: (32, 128, 256, 8, 3), 64: (64, 128, 128, 8, 5)}
-_WORDS_WIDE: dict[int, _Sizes] = {128: (128, 256, 64, 8, 4)}  # the same where there are tiles for every core
+_WORDS_WIDE: dict[int, _Sizes] = {128: (128, 256, 64, 8, 4)}  # the same where there are tiles for most cores
 _STREAM_RIGHT: dict[int, _Sizes] = {  # machines without wgmma, and int8 on those whose wgmma takes no operand from registers
     16: (16, 64, 128, 4, 4),
     32: (32, 64, 128, 4, 4),
@@ -143,8 +143,8 @@ def _choose_stream(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearT
     left = arch >= 90 if weight_bytes == 2 else arch == 90
     tables = (_STREAM_RIGHT, {}) if not left else (_STREAM_LEFT, _STREAM_WIDE) if weight_bytes == 2 else (_STREAM_WORDS, _WORDS_WIDE)
     most = next(most for most in tables[0] if tokens <= most)
-    wide = tables[1].get(most)
-    if wide and -(-n // wide[1]) >= machine(arch).num_cores:
+    wide, enough = tables[1].get(most), machine(arch).num_cores * (_DEEP_SHARE if weight_bytes == 1 else 1)
+    if wide and -(-n // wide[1]) >= enough:
         return LinearTile(*wide, weights_left=left)
     block_m, block_n, block_k, warps, stages = tables[0][most]
     half = machine(arch).shared_bytes // 2  # two blocks share a core

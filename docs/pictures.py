@@ -14,7 +14,7 @@ from tilewright.show import colour_text
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 CHROMIUM = "/usr/bin/chromium"
-SIZE = {"width": 1440, "height": 800}
+SIZE, TALL = {"width": 1440, "height": 800}, {"width": 1440, "height": 1160}
 LIMITS = "--max-batch-size 4 --max-input-len 64 --max-output-len 64"
 LOUD = '''
 import tilewright as tw
@@ -28,6 +28,7 @@ def loud_layer(graph, rw):
 '''
 COMMANDS = [  # prepared in this order
     f"build examples/demo_model engine --target cpu --quantize int8 {LIMITS}",
+    "profile engine --batch 4 --context 48",  # on the machine that draws: the page says which
     "report engine --no-lints -o engine.html",
     f'--load loud.py build examples/demo_model loud --target cpu --dtype float32 --pipeline "default, loud-layer" {LIMITS}',
     "--load loud.py check loud --save",
@@ -39,6 +40,7 @@ SCREENS = {  # name: page, fragment; KERNEL stands for the kernel of the MLP's f
     "passes": ("engine.html", "passes?pass=17&tensor=model.layers.3.self_attn.q_proj"),
     "accuracy": ("loud.html", "accuracy"),
     "kernels": ("gpu.html", "kernels?kernel=KERNEL"),
+    "time": ("engine.html", "time"),
 }
 TERMINALS = {
     "blame": "blame engine model.layers.2.self_attn.k_proj",
@@ -84,7 +86,7 @@ def main() -> None:
             draw_terminal(name, words, folder)
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
         for name, (file, fragment) in SCREENS.items():
-            page = browser.new_page(viewport=SIZE)
+            page = browser.new_page(viewport=TALL if name == "time" else SIZE)
             page.goto(f"file://{folder / file}#{fragment.replace('KERNEL', kernel)}")
             page.wait_for_selector("html[data-ready]")
             page.screenshot(path=PICTURES / f"{name}.png")

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tilewright.ir.errors import EngineError
+from tilewright.ir.plain_json import decode
 
 SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
@@ -30,6 +29,7 @@ STEP_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+SAMPLING = "sampling"  # where the module of a kernel is named: the kernels that sample compute none of the model's
 # Columns of the params f32[S, 8] that sampling kernels read.
 SAMPLE_PARAMS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens")
 
@@ -251,6 +251,12 @@ class Manifest:
         """Those of programs, and those that sample."""
         return self.kernels + (self.sampling.kernels if self.sampling else ())
 
+    @property
+    def launch_lists(self) -> dict[str, tuple[Launch, ...]]:
+        """Of programs, and of what samples after them: `sampling-greedy` and the other kinds."""
+        samples = {f"{SAMPLING}-{p.kind}": p.launches for p in self.sampling.programs} if self.sampling else {}
+        return {**{p.name: p.launches for p in self.programs}, **samples}
+
     def write(self, directory: Path) -> None:
         text = json.dumps(self._as_json(), indent=1, sort_keys=True, ensure_ascii=False)
         (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
@@ -280,57 +286,3 @@ class Manifest:
             remedy = f"rebuild it with: tilewright build MODEL {directory}"
             raise EngineError(f"engine {directory}", f"has schema {schema!r}, this version reads schema {SCHEMA}", remedy)
         return decode(Manifest, data, f"engine {directory}: {MANIFEST_FILE}")
-
-
-def decode(kind: Any, data: Any, where: str) -> Any:
-    """Rebuilds a value of annotation `kind` from plain JSON, refusing unknown, missing and mistyped fields by path."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _decode_dataclass(kind, data, where)
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        _require(isinstance(data, list), where, data, "a list")
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
-        _require(len(data) == len(args), where, data, f"{len(args)} items")
-        return tuple(decode(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, data)))
-    if origin is dict:
-        _require(isinstance(data, dict), where, data, "an object")
-        return {key: decode(args[1], item, f"{where}.{key}") for key, item in data.items()}
-    if origin is Literal:
-        _require(data in args, where, data, " or ".join(map(repr, args)))
-        return data
-    if origin in (typing.Union, types.UnionType):
-        described = [arg for arg in args if dataclasses.is_dataclass(arg)]
-        if described and data is not None:
-            return decode(described[0], data, where)
-        _require(any(_is_plain(arg, data) for arg in args), where, data, str(kind))
-        return data
-    _require(_is_plain(kind, data), where, data, getattr(kind, "__name__", str(kind)))
-    return data
-
-
-def _decode_dataclass(kind: type, data: Any, where: str) -> Any:
-    _require(isinstance(data, dict), where, data, f"an object ({kind.__name__})")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name in data:
-        if name not in known:
-            raise EngineError(where, f"unknown field {name!r}; {kind.__name__} has {', '.join(known)}", "rebuild the engine")
-    for name, f in known.items():
-        has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-        if name not in data and not has_default:
-            raise EngineError(where, f"field {name!r} is missing", "rebuild the engine")
-    return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in data.items()})
-
-
-def _is_plain(kind: Any, data: Any) -> bool:
-    if kind is type(None):
-        return data is None
-    if kind is float:
-        return isinstance(data, (int, float)) and not isinstance(data, bool)
-    return isinstance(data, kind) and (kind is bool or not isinstance(data, bool))
-
-
-def _require(ok: bool, where: str, data: Any, expected: str) -> None:
-    if not ok:
-        raise EngineError(where, f"is {data!r:.60}, expected {expected}", "rebuild the engine")

@@ -38,8 +38,11 @@ def print_body(op: Op, results: list[str], operands: list[str]) -> str:
 
 def print_attrs(op: Op) -> str:
     """Attributes that differ from their defaults, sorted."""
-    shown = {k: v for k, v in op.attrs.items() if v != op.definition.attrs[k] or type(v) is not type(op.definition.attrs[k])}
-    return "{" + ", ".join(f"{k}={print_attr(shown[k])}" for k in sorted(shown)) + "}" if shown else ""
+    if not op.attrs:
+        return ""
+    usual = op.definition.attrs
+    shown = [f"{k}={print_attr(v)}" for k, v in sorted(op.attrs.items()) if v is not usual[k] and (v != usual[k] or type(v) is not type(usual[k]))]
+    return f"{{{', '.join(shown)}}}" if shown else ""
 
 
 def print_attr(value: Attr) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from tilewright.ir.manifest import SAMPLE_PARAMS as PARAMS  # columns of `SampleRows.params`
+from tilewright.runtime.backend import BoundLaunch
 from tilewright.runtime.sample_kernels import SampleKernels
 from tilewright.runtime.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_IDS, SamplingParams
 
@@ -135,11 +136,19 @@ class Sampler:
         short = self._sample_by_kernels(logits, rows, plan) if self._kernels else self._sample_by_torch(logits, rows, plan)
         return report(raw, short.long(), short) if plan.logprobs else Sampled(short)
 
+    def bind(self, logits: torch.Tensor, rows: SampleRows, plan: SamplePlan) -> list[BoundLaunch]:
+        """The kernels' launches of `sample`, for whoever times them; none where torch samples."""
+        return self._kernels.bind(plan.kind, *self._tensors(logits, rows, plan)) if self._kernels else []
+
     def _sample_by_kernels(self, logits: torch.Tensor, rows: SampleRows, plan: SamplePlan) -> torch.Tensor:
         assert self._kernels is not None
+        return self._kernels.sample(plan.kind, *self._tensors(logits, rows, plan))
+
+    def _tensors(self, logits: torch.Tensor, rows: SampleRows, plan: SamplePlan) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """What the kernels read and write, and the history where they need one."""
         history = self._history.table if plan.penalties and self._history is not None else None
         tensors = {"logits": logits, "slots": rows.slots, "params": rows.params, "uniform": rows.uniform, "last_token": self.last_token}
-        return self._kernels.sample(plan.kind, tensors, history)
+        return tensors, history
 
     def _sample_by_torch(self, logits: torch.Tensor, rows: SampleRows, plan: SamplePlan) -> torch.Tensor:
         if plan.penalties and self._history is not None:

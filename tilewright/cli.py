@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tilewright import cli_check, cli_kernel, cli_onnx, cli_passes, cli_profile, cli_read, cli_report
+from tilewright import cli_check, cli_kernel, cli_onnx, cli_panels, cli_passes, cli_profile, cli_read, cli_report
 from tilewright.ir.errors import TilewrightError
 from tilewright.limits import DEFAULT_PAGE
 
@@ -21,7 +21,7 @@ commands = typer.Typer(
     help="Compiles Hugging Face decoder models into engines, runs them, and shows what happened on the way.",
 )  # fmt: skip
 bench = typer.Typer(no_args_is_help=True, help="Time an engine on this machine.")
-commands.add_typer(bench, name="bench")
+commands.add_typer(bench, name="bench", rich_help_panel=cli_panels.BUILD)
 
 EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="directory that `tilewright build` wrote")]
 UsageError: Any = typer.BadParameter.__mro__[1]  # click's; typer has carried it in different places
@@ -70,7 +70,7 @@ def explain_usage(error: Any) -> int:
     return 2
 
 
-@commands.command()
+@commands.command(rich_help_panel=cli_panels.BUILD)
 def build(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="directory with config.json and *.safetensors, or a hub id")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="engine directory to write; an engine that is there is replaced")],
@@ -100,13 +100,14 @@ def build(
         tune=tune, tune_seconds=tune_seconds, tune_candidates=tune_candidates, tuned=tuned,
     )  # fmt: skip
     print(engine)
-    program = "tilewright" if shutil.which("tilewright") else sys.argv[0]  # as it can be typed: the environment may not be activated
+    called = "python -m tilewright" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
+    program = "tilewright" if shutil.which("tilewright") else called  # as it can be typed: the environment may not be activated
     prompt = '"Once upon a time"' if has_tokenizer(out) else '--ids "1 2 3"'
     where = shlex.quote(str(out))
     print(f"look at it: {program} show {where};  run it: {program} run {where} {prompt}")
 
 
-@commands.command()
+@commands.command(rich_help_panel=cli_panels.BUILD)
 def run(
     engine: EnginePath,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="text to go on from")] = None,
@@ -169,7 +170,7 @@ def stream_text(llm: Any, prompt: str | list[int], params: Any) -> None:
         print(f"[{len(output.token_ids)} tokens in {seconds:.2f} s, {rate}, ended by {output.finish_reason}]", file=sys.stderr)
 
 
-@commands.command()
+@commands.command(rich_help_panel=cli_panels.LOOK)
 def show(
     what: Annotated[Path, typer.Argument(metavar="ENGINE_OR_IR", help="an engine directory or an .ir file")],
     stage: Annotated[str | None, typer.Argument(metavar="PASS", help="graph after that pass (default: the last), `kernels` or `passes`")] = None,
@@ -183,7 +184,7 @@ def show(
     print_text(render(what, stage, layer=layer, op=op, flat=flat))
 
 
-@commands.command()
+@commands.command(rich_help_panel=cli_panels.PASSES)
 def opt(
     file: Annotated[Path, typer.Argument(metavar="FILE.ir", help="graph as text; no weights are needed")],
     pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="text of a pipeline (default: the default one)")] = None,
@@ -210,7 +211,7 @@ def opt(
         write_text(output, text)
 
 
-@commands.command()
+@commands.command(rich_help_panel=cli_panels.PASSES)
 def passes(name: Annotated[str | None, typer.Argument(help="one pass, with its options")] = None) -> None:
     """List the default pipeline and every pass there is, yours among them."""
     from tilewright.show import describe_pass, describe_passes, print_text
@@ -289,10 +290,5 @@ def check_bench(flag: str, lens: tuple[int, ...], limit: str, allowed: int) -> N
         raise TilewrightError("bench", f"{flag} is {shown}", "pass whole numbers of at least 1, the smaller one first")
 
 
-cli_check.register(commands)
-cli_kernel.register(commands)
-cli_onnx.register(commands)
-cli_passes.register(commands)
-cli_profile.register(commands)
-cli_read.register(commands)
-cli_report.register(commands)
+for part in (cli_read, cli_report, cli_passes, cli_onnx, cli_kernel, cli_profile, cli_check):
+    part.register(commands)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tilewright import cli_panels
 from tilewright.ir.errors import TilewrightError
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ GateText = Annotated[str | None, typer.Option("--gate", help='conditions that mu
 
 def register(commands: typer.Typer) -> None:
     """Adds the commands of this file."""
-    commands.command()(check)
-    commands.command()(bisect)
-    commands.command()(reduce)
-    commands.command()(replay)
+    commands.command(rich_help_panel=cli_panels.WRONG)(check)
+    commands.command(rich_help_panel=cli_panels.WRONG)(bisect)
+    commands.command(rich_help_panel=cli_panels.WRONG)(reduce)
+    commands.command(rich_help_panel=cli_panels.WRONG)(replay)
 
 
 def check(

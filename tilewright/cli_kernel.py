@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from tilewright import cli_panels
 from tilewright.ir.errors import TilewrightError
 
 
 def register(commands: typer.Typer) -> None:
-    commands.command()(kernel)
+    commands.command(rich_help_panel=cli_panels.KERNELS)(kernel)
 
 
 def kernel(

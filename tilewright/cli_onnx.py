@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tilewright import cli_panels
 from tilewright.ir.errors import TilewrightError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ RAISED = "tabulate-positions"  # the last pass that says what a model means; tho
 
 
 def register(commands: typer.Typer) -> None:
-    commands.command()(export)
-    commands.command("import-onnx")(import_onnx)
+    commands.command(rich_help_panel=cli_panels.PASSES)(export)
+    commands.command("import-onnx", rich_help_panel=cli_panels.PASSES)(import_onnx)
 
 
 def export(

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from tilewright import cli_panels
+
 
 def register(commands: typer.Typer) -> None:
-    commands.command("test-pass")(test_pass)
+    commands.command("test-pass", rich_help_panel=cli_panels.PASSES)(test_pass)
 
 
 def test_pass(

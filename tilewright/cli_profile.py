@@ -9,15 +9,18 @@ from typing import Annotated
 
 import typer
 
+from tilewright import cli_panels
+
 
 def register(commands: typer.Typer) -> None:
-    commands.command()(profile)
+    commands.command(rich_help_panel=cli_panels.KERNELS)(profile)
 
 
 def profile(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="directory that `tilewright build` wrote")],
     batch: Annotated[int, typer.Option(min=1, help="sequences that decode together")] = 1,
     context: Annotated[int | None, typer.Option(help="tokens that each of them has (default: 384, or what the engine takes)")] = None,
+    sampling: Annotated[str, typer.Option(metavar="KIND", help="how tokens are chosen: greedy, draw (temperature), filter (top_p)")] = "greedy",
     layer: Annotated[int | None, typer.Option(help="the launches of this layer, in order")] = None,
     trace: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write a trace for Perfetto")] = None,
     save: Annotated[bool, typer.Option(help="keep what was measured in ENGINE/inspect/perf, where `tilewright report` finds it")] = True,
@@ -30,7 +33,8 @@ def profile(
 
     llm = LLM(engine)
     limits = llm.manifest.limits
-    found = profile_here(llm, batch=batch, context=context or min(CONTEXT, limits.max_input_len + limits.max_output_len - 2))
+    context = context or min(CONTEXT, limits.max_input_len + limits.max_output_len - 2)
+    found = profile_here(llm, batch=batch, context=context, sampling=sampling)
     print_text(print_profile(found, layer=layer))
     if trace is not None:
         write_text(trace, json.dumps(to_trace(found)))

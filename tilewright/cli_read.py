@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from tilewright import cli_panels
+
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="an engine directory, or a folder of dumps such as OUT.failed")]
 
 
 def register(commands: typer.Typer) -> None:
     for command in (diff, blame, why):
-        commands.command()(command)
+        commands.command(rich_help_panel=cli_panels.LOOK)(command)
 
 
 def diff(
@@ -32,6 +34,8 @@ def diff(
         found = first.diff(load(other), stage)
     elif stage is not None:
         raise EngineError(f"run {other}", "is no directory", "pass two runs and a pass, or one run and a pass")
+    elif "/" in other:
+        raise EngineError(f"run {other}", "is no directory", f"pass another run, or a pass of {run}")
     else:
         found = first[other].diff()
     print_text(found.stat if stat else str(found))

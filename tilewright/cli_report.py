@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from tilewright import cli_panels
+
 
 def register(commands: typer.Typer) -> None:
-    commands.command()(report)
+    commands.command(rich_help_panel=cli_panels.LOOK)(report)
 
 
 def report(
@@ -24,7 +26,7 @@ def report(
     from tilewright.inspect.report import write_report
 
     opened = load(run)
-    compiled = [k for k in opened.engine.manifest.kernels if k.language == "triton"] if opened.engine else []
+    compiled = [k for k in opened.engine.manifest.all_kernels if k.language == "triton"] if opened.engine else []
     if lints and compiled:
         print(f"looking at the machine code of {len(compiled)} kernels; --no-lints leaves that out", file=sys.stderr)
     written = write_report(opened, out or default_place(opened.folder), vs=load(vs) if vs else None, lints=lints)

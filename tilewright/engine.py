@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tilewright.ir.manifest import Kernel, Manifest
+from tilewright.ir.manifest import Manifest
 from tilewright.ir.types import ITEM_BYTES
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Engine:
             f"  limits    {limits.max_batch_size} sequences, {limits.max_input_len} tokens in and {limits.max_output_len} out each, "
             f"{limits.max_tokens} tokens a step, KV pages of {limits.page_size}",
             f"  weights   {count(weight_bytes(self.manifest))}B in {len({w.file for w in self.manifest.weights})} files",
-            f"  kernels   {describe_kernels(self.manifest.kernels)}",
+            f"  kernels   {describe_kernels(self.manifest)}",
         ]
         lines += [f"  {p.kind:<9} up to {p.max_tokens} tokens: {len(p.launches)} launches, {count(p.arena_bytes)}B" for p in self.manifest.programs]
         return "\n".join(lines)
@@ -55,13 +55,15 @@ def weight_bytes(manifest: Manifest) -> int:
     return sum(prod(w.shape) * ITEM_BYTES[w.dtype] for w in manifest.weights)
 
 
-def describe_kernels(kernels: tuple[Kernel, ...]) -> str:
+def describe_kernels(manifest: Manifest) -> str:
+    kernels = manifest.all_kernels
     archs = sorted({arch for kernel in kernels for arch in kernel.binaries})
     spilling = [k.name for k in kernels if any(b.stack_bytes for b in k.binaries.values())]
     compiled = f", compiled for {', '.join(archs)}" if archs else ", plain torch"
     tuned = sum(kernel.tuned is not None for kernel in kernels)
     compiled += f"; {tuned} with measured tiles" if tuned else ""
-    return f"{len(kernels)}{compiled}" + (f"; {len(spilling)} spill registers: {', '.join(spilling)}" if spilling else "")
+    samplers = f", {len(kernels) - len(manifest.kernels)} of them to sample" if manifest.sampling else ""
+    return f"{len(kernels)}{samplers}{compiled}" + (f"; {len(spilling)} spill registers: {', '.join(spilling)}" if spilling else "")
 
 
 def count(number: float) -> str:

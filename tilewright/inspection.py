@@ -121,8 +121,11 @@ def library_versions() -> dict[str, str]:
 def _ptx(lowered: Lowered) -> Files:
     """Compiles ahead of packing, which then finds the binaries in the cache."""
     from tilewright.codegen.aot import compile_all
+    from tilewright.codegen.pack import sampling_of
 
-    compiled = compile_all(lowered.kernels, lowered.sources, [lowered.target], modules=lowered.modules)
+    sampling, sources = sampling_of(lowered)
+    kernels = (*lowered.kernels, *(sampling.kernels if sampling else ()))
+    compiled = compile_all(kernels, {**lowered.sources, **sources}, [lowered.target], modules=lowered.modules)
     return {f"kernels/{name}.{arch}.ptx": result.ptx.encode() for (name, arch), result in compiled.items()}
 
 

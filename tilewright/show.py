@@ -15,7 +15,7 @@ from tilewright.inspect.text import align
 from tilewright.ir.errors import EngineError, ParseError, PassError, TilewrightError
 from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph, Op
-from tilewright.ir.manifest import Kernel
+from tilewright.ir.manifest import SAMPLING, Kernel
 from tilewright.ir.opdef import suggest
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.printer import HEADER, print_graph, print_op
@@ -99,18 +99,18 @@ def fold_ops(ops: list[Op], layers: Layers) -> list[Group[Op]]:
 def kernel_table(engine: Engine) -> str:
     """One line for each kernel: how often each program launches it, what it costs on the device, and where it comes from."""
     lines = [str(engine)]
-    for kernel in engine.manifest.kernels:
+    for kernel in engine.manifest.all_kernels:
         tuned = f"   tuned: {kernel.tuned.gain:.1%} less time than the default" if kernel.tuned else ""
         lines.append(f"  {kernel.name:<28} {kernel_uses(engine, kernel)}{kernel_resources(kernel)}{tuned}")
-        launch = next((item for p in engine.manifest.programs for item in p.launches if item.kernel == kernel.name), None)
+        launch = next((item for launches in engine.manifest.launch_lists.values() for item in launches if item.kernel == kernel.name), None)
         if launch is not None:
-            modules = ", ".join(launch.modules[:4]) + (", …" if len(launch.modules) > 4 else "")
+            modules = ", ".join(launch.modules[:4] or [SAMPLING]) + (", …" if len(launch.modules) > 4 else "")
             lines.append(f"  {'':<28} {launch.region}: {modules}" + (f"; cut: {launch.reason}" if launch.reason else ""))
     return "\n".join(lines) + "\n"
 
 
 def kernel_uses(engine: Engine, kernel: Kernel) -> str:
-    counts = {p.name: sum(launch.kernel == kernel.name for launch in p.launches) for p in engine.manifest.programs}
+    counts = {name: sum(launch.kernel == kernel.name for launch in launches) for name, launches in engine.manifest.launch_lists.items()}
     return ", ".join(f"{name} x{number}" for name, number in counts.items() if number)
 
 

@@ -17,13 +17,13 @@ from tilewright.ir.graph import Graph
 from tilewright.ir.parser import parse_graph
 from tilewright.passes.manager import PassManager
 from tilewright.passes.pipelines import default_pipeline
-from tilewright.passes.registry import register_pass
+from tilewright.passes.registry import parse_pipeline, register_pass
 from tilewright.passes.rewriter import Rewriter
 
 sys.path.append(str(Path(__file__).parents[1] / "ir"))
-from models import stack
+from models import mixture, stack
 
-__all__ = ["engine", "engine_run", "llama", "llama_run", "stack"]
+__all__ = ["engine", "engine_run", "llama", "llama_run", "mixture", "mixture_run", "stack"]
 
 LLAMA = Path(__file__).parents[1] / "passes" / "graphs" / "llama.ir"
 
@@ -58,6 +58,15 @@ def llama_run(layers: int = 32, pipeline: str = "") -> Run:
     """Its default passes."""
     out = folder() / f"llama-{layers}-{len(pipeline)}"
     PassManager.of(pipeline or default_pipeline(length=64, quantize="int8"), dump=out).run(llama(layers))
+    return load(out)
+
+
+@cache
+def mixture_run(layers: int, experts: int) -> Run:
+    """A layer of one MLP, then layers of experts, through the default passes but the one that needs positions."""
+    out = folder() / f"mixture-{layers}-{experts}"
+    steps = parse_pipeline(default_pipeline(length=64, quantize="int8"))
+    PassManager([step for step in steps if step.info.name != "tabulate-positions"], dump=out).run(mixture(layers, dense=1, experts=experts))
     return load(out)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import zoo
-from recorded import folder, llama_run
+from recorded import folder, llama_run, mixture_run
 from serving import engine_of
 
 import tilewright as tw
@@ -65,12 +65,14 @@ def measured_run() -> Run:
 
 @cache
 def report_file(name: str) -> Path:
-    """deep, vs (deep against itself without quantization), sm_90, dumps (80 layers that no engine was made of), measured."""
+    """deep, vs (deep against itself without quantization), sm_90, dumps (80 layers that no engine was made of), measured,
+    experts (64 in each of 31 layers)."""
     run, vs = {
         "deep": lambda: (deep_run(), None),
         "vs": lambda: (deep_run(), deep_run(None)),
         "sm_90": lambda: (gpu_run(), None),
         "dumps": lambda: (llama_run(80), None),
+        "experts": lambda: (mixture_run(LAYERS, 64), None),
         "measured": lambda: (measured_run(), None),
     }[name]()
     return write_report(run, folder() / f"{name}.html", vs, lints=False)

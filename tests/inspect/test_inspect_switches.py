@@ -35,6 +35,17 @@ def test_inspect_dir_takes_what_the_engine_would_keep(model, tmp_path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "engine", "usual"]
 
 
+def test_level_0_builds_the_same_engine_without_its_inspect_folder(model, tmp_path, monkeypatch):
+    """So that nothing of it can be felt at run time."""
+    found = {}
+    for level in ("0", "1"):
+        monkeypatch.setenv("TILEWRIGHT_INSPECT", level)
+        out = tw.compile(model, tmp_path / level, **SIZES).path
+        found[level] = {f.relative_to(out).as_posix(): f.read_bytes() for f in out.rglob("*") if f.is_file() and f.name != "manifest.json"}
+    assert [name for name in found["0"] if name.startswith("inspect/")] == []
+    assert found["0"] == {name: data for name, data in found["1"].items() if not name.startswith("inspect/")} != found["1"]
+
+
 def test_print_shows_what_matching_passes_change(monkeypatch, capsys):
     monkeypatch.setenv("TILEWRIGHT_PRINT", "raise-r*")
     tw.optimize(llama(4), "simplify,raise-bias,raise-rms-norm,raise-rotary")

@@ -23,7 +23,7 @@ def engine():
 
 
 def test_every_instruction_has_a_line_of_the_source(engine):
-    for kernel in engine.manifest.kernels:
+    for kernel in engine.manifest.all_kernels:
         view = KernelView(engine, kernel)
         work = [i for i in view.instructions if not i.text.startswith("NOP")]
         assert sum(i.line > 0 for i in work) >= 0.9 * len(work), kernel.name
@@ -31,13 +31,34 @@ def test_every_instruction_has_a_line_of_the_source(engine):
 
 
 def test_resources_are_those_that_cuobjdump_tells(engine):
-    for kernel in engine.manifest.kernels:
+    for kernel in engine.manifest.all_kernels:
         binary = KernelView(engine, kernel).binary
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(engine.path / binary.file)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         told = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", text)}
         assert (told["REG"], told["STACK"]) == (binary.num_registers, binary.stack_bytes)
         assert told["SHARED"] <= 1024  # what the driver keeps; a kernel's own is asked for at launch, and no tool sees it in the cubin
+
+
+def test_an_architecture_that_the_engine_does_not_hold_is_refused(engine):
+    with pytest.raises(EngineError, match=r"kernel down_proj_\w+: is not compiled for sm_80; the engine holds: sm_90"):
+        KernelView.find(engine, next(k.name for k in engine.manifest.kernels if k.name.startswith("down_proj")), "sm_80")
+
+
+def test_kernels_that_sample_are_found_like_the_others(engine, capsys):
+    kernel = next(k for k in engine.manifest.sampling.kernels if k.entry == "sample_collect")
+    view = KernelView.find(engine, "sample_collect")
+    assert view.kernel == kernel and view.modules == ["sampling"] and list(view.launches) == ["sampling-filter"]
+    assert view.docstring.startswith("The mass of one part of a row, and those of its tokens that are over the cut")
+    for words, said in (
+        (["show", engine.path, "kernels"], rf"{kernel.name} +sampling-filter x1 +sm_90: \d+ registers"),
+        (["kernel", engine.path, kernel.name], r"modules +sampling\n +does +The mass of one part"),
+        (["kernel", engine.path, kernel.name, "--ptx"], r"\.entry sample_collect"),
+        (["blame", engine.path, "sample_collect"], r"launches +sampling-filter x1: sample_collect\n +modules +sampling"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            app([str(word) for word in words])
+        assert not ended.value.code and re.search(said, capsys.readouterr().out), words
 
 
 BYTES = """import triton

@@ -60,6 +60,29 @@ def test_equal_kernels_share_a_row_and_a_layer_has_its_own(engine):
     assert all(abs(a["ts"] + a["dur"] - b["ts"]) < 1e-6 for a, b in pairwise(slices))
 
 
+@pytest.mark.parametrize("kind", ["greedy", "filter"])
+def test_kernels_that_sample_are_launches_of_the_step(kind):
+    """Times of the interpreter mean nothing; what is timed, and what it is called, is that of a GPU."""
+    compiled = engine_of("llama3", "sm_90")
+    llm = tw.LLM(compiled.path, device="cpu")
+    found = profile_decode(llm, batch=2, context=6, limit=1e12, sampling=kind)
+    sampled = [t for t in found.times if t.samples]
+    program = next(p for p in compiled.manifest.sampling.programs if p.kind == kind)
+    assert [t.launch.kernel for t in sampled] == [launch.kernel for launch in program.launches]
+    assert [t.samples for t in found.times] == sorted(t.samples for t in found.times), "they come last"
+    assert found.sampling_us == sum(t.us for t in sampled) > 0
+    logits = 2 * compiled.manifest.model.vocab_size * 4
+    assert [t.num_bytes for t in sampled] == ([logits, 0] if kind == "greedy" else [logits, 0, logits, 0])
+    text = print_profile(found)
+    assert f"{kind} sampling is" in text and any(row.split()[-2:] == [sampled[0].launch.kernel, "sampling"] for row in text.splitlines())
+    assert {s["args"]["modules"] == ["sampling"] for s in to_trace(found)["traceEvents"]} == {False, True}
+
+
+def test_a_way_of_sampling_that_there_is_not_is_refused(engine):
+    with pytest.raises(EngineError, match="sampling is 'beam'; pass greedy, draw, filter"):
+        profile_decode(tw.LLM(engine.path), batch=1, context=8, sampling="beam")
+
+
 @pytest.mark.parametrize("batch, context, said", [(LIMITS["max_batch_size"] + 1, 8, "has max_batch_size=6"), (1, 1, "has room for 2 to 63")])
 def test_what_does_not_fit_is_refused(engine, batch, context, said):
     with pytest.raises(EngineError, match=said):

@@ -76,6 +76,8 @@ def test_show_gives_ops_of_a_name_folded_or_flat(run, plain):
     [
         (("diff", "{}", "fuse-qvk"), "no pass 'fuse-qvk'; did you mean 'fuse-qkv'?"),
         (("diff", "{}", "nowhere", "fuse-qkv"), "run nowhere: is no directory; pass two runs and a pass, or one run and a pass"),
+        (("diff", "{}", "no/where"), "run no/where: is no directory; pass another run, or a pass of "),
+        (("show", "{}", "99"), "no pass 99; they are numbered 0 (the import) to 2"),
         (("blame", "{}", "model.layers.1.q_proj"), "did you mean 'model.layers.1.self_attn.q_proj'?"),
         (("why", "{}", "raise-rotory"), "nothing fits 'raise-rotory'; did you mean 'raise-rotary'?"),
         (("show", "{}", "--op", "rms_nrm"), "no op is a 'rms_nrm'; did you mean 'rms_norm'?"),

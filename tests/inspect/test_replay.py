@@ -154,6 +154,16 @@ def test_a_triton_kernel_is_compiled_again(tmp_path):
     assert {name for row in bench.launches() if row.severity > 1 for name in row.kernels} == {kernel.name}
 
 
+def test_a_kernel_that_samples_is_exchanged_too_and_the_diff_names_it(tmp_path):
+    run = studied.run_of("qwen2", target="sm_90", dtype=torch.bfloat16)
+    kernel = next(k for k in run.engine.manifest.sampling.kernels if k.entry == "sample_settle_greedy")
+    file = tmp_path / "mine.py"
+    file.write_text((run.engine.path / kernel.file).read_text() + "\nMINE = 1\n")
+    again = substitute(run.path, tmp_path / "out", {kernel.name: file})
+    assert again.kernel(kernel.name).source == file.read_text()
+    assert run.diff(again).kernels == (("~", kernel.name, "sampling-greedy x1"),) and not run.diff(run)
+
+
 # -- one off switch a stage -----------------------------------------------------------------------------------------------------
 def test_stages_are_left_out_by_a_switch(run, tmp_path, monkeypatch):
     monkeypatch.setenv("TILEWRIGHT_NO", "triton,quant")

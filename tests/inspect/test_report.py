@@ -104,12 +104,16 @@ def test_a_change_of_one_layer_is_one_row_that_says_so():
 def test_kernels_have_the_launches_and_resources_of_the_manifest():
     run = gpu_run()
     rows = collect_kernels(run, Texts(), lints=False)
-    assert [row.name for row in rows] == [k.name for k in run.engine.manifest.kernels]
-    for row, kernel in zip(rows, run.engine.manifest.kernels, strict=True):
+    manifest = run.engine.manifest
+    assert [row.name for row in rows] == [k.name for k in manifest.all_kernels] and len(manifest.all_kernels) > len(manifest.kernels)
+    for row, kernel in zip(rows, manifest.all_kernels, strict=True):
         binary = kernel.binaries["sm_90"]
         assert (row.registers, row.shared_bytes, row.stack_bytes) == (binary.num_registers, binary.shared_bytes, binary.stack_bytes)
-        assert sum(row.launches.values()) == sum(launch.kernel == kernel.name for p in run.engine.manifest.programs for launch in p.launches)
-        assert row.bytes_read and row.what and row.values and row.modules and "--no-lints" in row.lint_note
+        lists = manifest.launch_lists
+        assert row.launches == {name: n for name in lists if (n := sum(launch.kernel == kernel.name for launch in lists[name]))} != {}
+        assert row.what and row.modules and "--no-lints" in row.lint_note
+        samples = kernel not in manifest.kernels
+        assert (row.modules == (("sampling", ""),)) == samples == (not row.values) == (not row.bytes_read)
 
 
 def test_lints_stand_at_their_lines(monkeypatch):
@@ -177,6 +181,10 @@ def test_it_is_small_for_32_layers(text):
     assert len(text.encode()) < 3_000_000
     assert len(text.encode()) < 400_000, "each distinct line is stored once"
     assert sum(f.stat().st_size for f in ASSETS.iterdir()) <= 250_000
+
+
+def test_it_is_small_for_64_experts_in_each_of_31_layers():
+    assert report_file("experts").stat().st_size < 400_000
 
 
 def test_equal_runs_give_equal_bytes(text, tmp_path):

@@ -88,6 +88,14 @@ SEARCH = """(query) => {
 }"""
 
 
+# Least room between two marks of the roofline, in its units.
+CLOSEST = """(() => {
+  const circles = [...document.querySelectorAll('.spot')].map((spot) => [...spot.querySelectorAll('circle')].pop());
+  const marks = circles.map((circle) => ['cx', 'cy', 'r'].map((key) => circle[key].baseVal.value));
+  return Math.min(...marks.flatMap(([x, y, r], at) => marks.slice(at + 1).map(([u, v, q]) => Math.hypot(x - u, y - v) - r - q)));
+})()"""
+
+
 FOCUS = """(() => {
   const node = document.activeElement;
   return [node.dataset.focus || node.id, getComputedStyle(node).outlineStyle];
@@ -95,7 +103,7 @@ FOCUS = """(() => {
 
 
 # -- limits ---------------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["deep", "vs", "sm_90", "dumps"])
+@pytest.mark.parametrize("name", ["deep", "vs", "sm_90", "dumps", "experts"])
 def test_every_view_is_quiet_and_small(opened, name):
     page = opened.open(name)
     passes = page.evaluate("JSON.parse(document.getElementById('data').textContent).passes.map((p) => p.number)")
@@ -112,7 +120,7 @@ def test_every_view_is_quiet_and_small(opened, name):
     opened.check()
 
 
-@pytest.mark.parametrize(("name", "limit"), [("deep", 1000), ("dumps", 2000)])
+@pytest.mark.parametrize(("name", "limit"), [("deep", 1000), ("dumps", 2000), ("experts", 2000)])
 def test_it_is_ready_in_time(browser, name, limit):
     times = []
     for _ in range(3):
@@ -123,20 +131,29 @@ def test_it_is_ready_in_time(browser, name, limit):
     assert min(times) <= limit
 
 
-@pytest.mark.parametrize("name", ["deep", "dumps"])
-def test_passes_switch_in_time(opened, name):
+@pytest.mark.parametrize(
+    ("name", "tensor"), [("deep", "model.layers.1.mlp.mul"), ("dumps", "model.layers.1.mlp.mul"), ("experts", "model.layers.17.mlp.experts.40.out")]
+)
+def test_passes_switch_in_time(opened, name, tensor):
     page = opened.open(name, "passes?pass=0")
     passes = page.evaluate("JSON.parse(document.getElementById('data').textContent).passes.map((p) => p.number)")
-    rounds = [[page.evaluate(SWITCH, f"passes?pass={n}&tensor=model.layers.1.mlp.mul") for n in passes] for _ in range(3)]
+    rounds = [[page.evaluate(SWITCH, f"passes?pass={n}&tensor={tensor}") for n in passes] for _ in range(3)]
     assert max(map(min, zip(*rounds))) <= 100
 
 
-def test_search_answers_in_time(browser):
+@pytest.mark.parametrize(
+    ("name", "queries"),
+    [
+        ("deep", ["m", "mlp", "layers.17.mlp up", "qkv", "nothing of the kind"]),
+        ("experts", ["m", "experts", "layers.17.mlp.experts.40", "nothing of the kind"]),
+    ],
+)
+def test_search_answers_in_time(browser, name, queries):
     times = []
     for _ in range(2):  # the first query of a page makes the index
         opened = Opened(browser)
-        page = opened.open("deep")
-        times.append([page.evaluate(SEARCH, query) for query in ("m", "mlp", "layers.17.mlp up", "qkv", "nothing of the kind")])
+        page = opened.open(name)
+        times.append([page.evaluate(SEARCH, query) for query in queries])
         page.close()
     assert max(map(min, zip(*times))) <= 100
 
@@ -319,6 +336,7 @@ def test_what_was_measured_has_pictures_that_read_without_colour(opened):
     spots = page.locator(".spot text").all_text_contents()
     places = page.locator("[aria-label='Kernels by time'] [role=row]:not(.th)").count()
     assert len(spots) == places and spots == [str(n + 1) for n in range(places)]
+    assert page.evaluate(CLOSEST) >= 0, "marks cover one another"
     with page.expect_download() as saved:
         page.locator("[data-focus=trace]").click()
     assert len(json.loads(Path(saved.value.path()).read_text())["traceEvents"]) == len(measured_run().engine.manifest.programs[0].launches)

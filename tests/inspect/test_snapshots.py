@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zoo
-from recorded import llama, llama_run, stack
+from recorded import llama, llama_run, mixture, stack
 
 import tilewright as tw
 from tilewright.inspect import load
@@ -19,7 +19,6 @@ from tilewright.ir.fold import fold_text
 from tilewright.ir.graph import Graph, is_same_structure
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.printer import print_graph
-from tilewright.ir.types import Bounds, Loc, TensorType
 from tilewright.passes.manager import PassManager
 from tilewright.passes.pipelines import default_pipeline
 
@@ -71,25 +70,6 @@ def test_layers_that_alternate_fold(layers, period):
 def test_a_mixture_of_experts_behind_dense_layers_folds(layers, dense):
     graph = mixture(layers, dense=dense, experts=8)
     check_fold(graph, unique=4 + (3 + 8 * 2) + 2)
-
-
-def mixture(layers: int, *, dense: int, experts: int, hidden: int = 16) -> Graph:
-    """The first layers have one product, the others a sum over experts."""
-    graph = Graph("mixture", {"T": Bounds(1, 64)})
-    h = graph.add_input("x", TensorType("f32", ("T", hidden)))
-    for i in range(layers):
-        path = f"model.layers.{i}"
-        names = [f"{path}.mlp"] if i < dense else [f"{path}.mlp.experts.{e}" for e in range(experts)]
-        norm = graph.add_param(f"{path}.norm.weight", TensorType("f32", (hidden,)))
-        total = normed = graph.emit("rms_norm", [h, norm], {"eps": 1e-5}, names=[f"{path}.norm"], loc=Loc((f"{path}.norm",))).result
-        for name in names:
-            weight = graph.add_param(f"{name}.weight", TensorType("f32", (hidden, hidden)))
-            made = graph.emit("linear", [normed, weight], names=[f"{name}.out"], loc=Loc((name,))).result
-            total = graph.emit("add", [total, made], names=[f"{name}.sum"], loc=Loc((name,))).result
-        h = graph.emit("add", [h, total], names=[f"{path}.out"], loc=Loc((path,))).result
-    graph.outputs = [graph.emit("relu", [h], names=["last"], loc=Loc(("last",))).result]
-    graph.sort()
-    return graph
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Graphs by hand for the IR's tests: a stack of small layers, with or without alternating attributes."""
+"""Graphs by hand for the IR's tests: stacks of small layers, with alternating attributes or with mixtures of experts."""
 
 from tilewright.ir import ops  # noqa: F401
 from tilewright.ir.graph import Graph
@@ -37,3 +37,22 @@ def _layer(graph: Graph, h, path: str, index: int, hidden: int, *, capped: bool,
     if extra:
         context = graph.emit("relu", [context], names=[f"{path}.attn.extra"], loc=here).result
     return graph.emit("add", [h, context], names=[f"{path}.out"], loc=Loc((path,))).result
+
+
+def mixture(layers: int, *, dense: int, experts: int, hidden: int = 16) -> Graph:
+    """The first layers have one product, the others a sum over experts."""
+    graph = Graph("mixture", {"T": Bounds(1, 64)})
+    h = graph.add_input("x", TensorType("f32", ("T", hidden)))
+    for i in range(layers):
+        path = f"model.layers.{i}"
+        names = [f"{path}.mlp"] if i < dense else [f"{path}.mlp.experts.{e}" for e in range(experts)]
+        norm = graph.add_param(f"{path}.norm.weight", TensorType("f32", (hidden,)))
+        total = normed = graph.emit("rms_norm", [h, norm], {"eps": 1e-5}, names=[f"{path}.norm"], loc=Loc((f"{path}.norm",))).result
+        for name in names:
+            weight = graph.add_param(f"{name}.weight", TensorType("f32", (hidden, hidden)))
+            made = graph.emit("linear", [normed, weight], names=[f"{name}.out"], loc=Loc((name,))).result
+            total = graph.emit("add", [total, made], names=[f"{name}.sum"], loc=Loc((name,))).result
+        h = graph.emit("add", [h, total], names=[f"{path}.out"], loc=Loc((path,))).result
+    graph.outputs = [graph.emit("relu", [h], names=["last"], loc=Loc(("last",))).result]
+    graph.sort()
+    return graph

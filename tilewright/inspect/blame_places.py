@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tilewright.inspect.blame import Tensor, print_event, stages
+from tilewright.inspect.kernels import KernelView
 from tilewright.inspect.layers import few, group
 from tilewright.inspect.manifest import RegionRecord
 from tilewright.inspect.run import PassRecord, Run
 from tilewright.inspect.text import Readable, align
 from tilewright.ir.events import Event
 from tilewright.ir.graph import Graph, Op
-from tilewright.ir.manifest import Kernel
+from tilewright.ir.manifest import SAMPLING, Kernel
 from tilewright.ir.places import fold_lines
 
 
 def find_kernels(run: Run, name: str) -> dict[str, Kernel]:
     """Those of that name, with or without their hash."""
-    kernels = run.engine.manifest.kernels if run.engine else ()
+    kernels = run.engine.manifest.all_kernels if run.engine else ()
     return {k.name: k for k in kernels if name in (k.name, k.name.rpartition("_")[0])}
 
 
@@ -64,7 +65,13 @@ class KernelOrigin(Readable):
     def launches(self) -> list[tuple[str, str]]:
         """(program, region) of each launch."""
         assert self.run.engine is not None
-        return [(p.name, launch.region) for p in self.run.engine.manifest.programs for launch in p.launches if launch.kernel == self.kernel.name]
+        lists = self.run.engine.manifest.launch_lists
+        return [(name, launch.region) for name, launches in lists.items() for launch in launches if launch.kernel == self.kernel.name]
+
+    @property
+    def view(self) -> KernelView:
+        assert self.run.engine is not None
+        return KernelView(self.run.engine, self.kernel)
 
     @cached_property
     def regions(self) -> list[RegionRecord]:
@@ -85,6 +92,9 @@ class KernelOrigin(Readable):
         made = [value.producer for value in values if value.producer is not None]
         programs = {program: [region for p, region in self.launches if p == program] for program, _ in self.launches}
         rows = [("launches", f"{program} x{len(names)}: {few(fold_names(run, names))}") for program, names in programs.items()]
+        if self.view.samples:
+            rows += [("modules", SAMPLING), ("does", self.view.docstring)]
+            return "\n".join([f"kernel {self.kernel.name}   {self.kernel.file}", *align(rows)])
         rows += [("modules", text) for text in fold_names(run, self.modules)]
         rows += [("source", text) for text in fold_lines(line for op in made for line in op.loc.sources)]
         rows += [("values", text) for text in fold_names(run, (v.display for v in values))]

@@ -5,6 +5,7 @@ Reads the cubin with Triton's bundled tools, so that no GPU is needed. Knows not
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from tilewright.engine import Engine
 from tilewright.ir.errors import CodegenError, EngineError
-from tilewright.ir.manifest import Binary, Kernel, Launch
+from tilewright.ir.manifest import SAMPLING, Binary, Kernel, Launch
 from tilewright.ir.opdef import suggest
 
 TRIALS_FILE = "tune.jsonl"  # in inspect/kernels/<name>, one line for each tile that was tried
@@ -70,10 +71,10 @@ class KernelView:
     @staticmethod
     def find(engine: Engine, name: str, arch: str | None = None) -> KernelView:
         """By name, or by a beginning of it that only one kernel has. Raises EngineError."""
-        kernels = {kernel.name: kernel for kernel in engine.manifest.kernels}
+        kernels = {kernel.name: kernel for kernel in engine.manifest.all_kernels}
         fitting = [name] if name in kernels else [known for known in kernels if known.startswith(name)]
         if len(fitting) == 1:
-            return KernelView(engine, kernels[fitting[0]], arch)
+            return KernelView(engine, kernels[fitting[0]], arch)._check_arch()
         problem = f"no kernel {name!r}" if not fitting else f"{name!r} begins the names of {len(fitting)} kernels"
         raise EngineError(f"engine {engine.path}", problem, ", ".join(fitting) or suggest(name, kernels))
 
@@ -89,13 +90,22 @@ class KernelView:
 
     @property
     def launches(self) -> dict[str, list[Launch]]:
-        """By program."""
-        found = {p.name: [launch for launch in p.launches if launch.kernel == self.kernel.name] for p in self.engine.manifest.programs}
+        """By program, those that sample among them."""
+        lists = self.engine.manifest.launch_lists
+        found = {name: [launch for launch in launches if launch.kernel == self.kernel.name] for name, launches in lists.items()}
         return {name: launches for name, launches in found.items() if launches}
 
     @property
+    def samples(self) -> bool:
+        """Whether it chooses tokens, rather than computing a part of the model."""
+        sampling = self.engine.manifest.sampling
+        return sampling is not None and self.kernel in sampling.kernels
+
+    @property
     def modules(self) -> list[str]:
-        """HF module paths of all launches, in order."""
+        """HF module paths of all launches, in order; `sampling` alone for a kernel that samples."""
+        if self.samples:
+            return [SAMPLING]
         return list(dict.fromkeys(m for launches in self.launches.values() for launch in launches for m in launch.modules))
 
     @property
@@ -105,6 +115,12 @@ class KernelView:
             held = ", ".join(self.kernel.binaries) or "none, its kernels are torch code"
             raise EngineError(f"kernel {self.kernel.name}", f"is not compiled for {self.arch}", f"the engine holds: {held}")
         return self.kernel.binaries[self.arch]
+
+    @property
+    def docstring(self) -> str:
+        """First paragraph of what its entry says of itself; generated kernels of a model say it in their header."""
+        functions = [node for node in ast.parse(self.source).body if isinstance(node, ast.FunctionDef) and node.name == self.kernel.entry]
+        return " ".join(((ast.get_docstring(functions[0]) if functions else "") or "").partition("\n\n")[0].split())
 
     @cached_property
     def ptx(self) -> str:
@@ -139,6 +155,12 @@ class KernelView:
         spilled = self.binary.stack_bytes
         found = [Lint(0, f"keeps {spilled} bytes of each thread in local memory")] if spilled else []
         return found + lint(self.source, self.instructions)
+
+    def _check_arch(self) -> KernelView:
+        """Raises EngineError where another architecture is asked for than the engine holds."""
+        if self.arch != self.engine.manifest.target:
+            _ = self.binary
+        return self
 
     def _to_compile(self) -> tuple[Kernel, str, str, tuple[str, ...]]:
         if self.kernel.language != "triton":
@@ -214,6 +236,7 @@ def print_kernel(view: KernelView) -> str:
     uses = ", ".join(f"{name} x{len(launches)}" for name, launches in view.launches.items())
     lines = [f"kernel {kernel.name}: {kernel.language}, launched in {uses or 'no program'}"]
     lines += [f"  modules   {', '.join(view.modules)}"]
+    lines += [f"  does      {view.docstring}"] if view.samples else []
     lines += [f"  cut       {reason}" for reason in dict.fromkeys(launch.reason for all_ in view.launches.values() for launch in all_) if reason]
     if kernel.language == "triton":
         b, constants = view.binary, ", ".join(f"{name}={value}" for name, value in kernel.constants.items())

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import MANIFEST_FILE, decode
+from tilewright.ir.manifest import MANIFEST_FILE
+from tilewright.ir.plain_json import decode
 from tilewright.ir.records import as_tuple, fold_records, unfold_records
 
 SCHEMA = 1

@@ -42,7 +42,11 @@ def describe_pass(row: PassNumerics, sample: Sample) -> str:
 def describe_worst(row: ValueRow) -> str:
     if row.lossy is not None and row.budget and row.isolated <= row.lossy:
         return f"{row.name} lossy {row.lossy:.1e}, {row.lossy / row.budget:.0%} of its budget"
-    return f"{row.name} {row.isolated:.1e} = {row.ratio:.1f}x floor"
+    return f"{row.name} {row.isolated:.1e} = {print_ratio(row.ratio)}x floor"
+
+
+def print_ratio(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 1e4 else f"{ratio:.0e}".replace("e+0", "e")
 
 
 def describe_logits(title: str, error: LogitsError, sample: Sample) -> str:
@@ -58,4 +62,4 @@ def describe_row(row: ValueRow | LaunchRow) -> str:
         lossy = f"{row.lossy:8.1e}" if row.lossy is not None else f"{'':>8}"
         mark, rest, name = MARKS[row.level], f"{lossy}  {row.accumulated:8.1e}  {row.abs_max:8.2g}", f"{row.name} by {row.op}"
     bad = f"   {row.not_finite} NaN or infinite" if row.not_finite else ""
-    return f"{mark}  {row.isolated:8.1e}  {row.floor:8.1e}  {row.ratio:8.1f}  {rest}  {name}{bad}"
+    return f"{mark}  {row.isolated:8.1e}  {row.floor:8.1e}  {print_ratio(row.ratio):>8}  {rest}  {name}{bad}"

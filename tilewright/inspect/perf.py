@@ -18,7 +18,8 @@ from tilewright.inspect.profile import Profile, profile_decode
 from tilewright.inspect.run import Run
 from tilewright.inspection import library_versions, producer
 from tilewright.ir.errors import EngineError, TilewrightError
-from tilewright.ir.manifest import decode
+from tilewright.ir.manifest import SAMPLING
+from tilewright.ir.plain_json import decode
 from tilewright.measure import measure_compute_limit, measure_read_limit
 from tilewright.runtime import LLM
 from tilewright.runtime.dtypes import TORCH_DTYPES
@@ -52,6 +53,12 @@ class RecordedProfile:
     read_limit: float | None  # bytes a second, measured in the same run; None where it was not
     compute_limit: float | None  # operations a second
     launches: tuple[RecordedLaunch, ...]
+    sampling: str = "greedy"
+
+    @property
+    def samples(self) -> bool:
+        """Whether launches that sample are among them."""
+        return any(launch.modules == (SAMPLING,) for launch in self.launches)
 
     @property
     def sum_us(self) -> float:
@@ -64,27 +71,28 @@ class RecordedProfile:
         return max(launch.num_bytes / self.read_limit, launch.operations / self.compute_limit if self.compute_limit else 0.0) * 1e6
 
 
-def profile_here(llm: LLM, *, batch: int, context: int) -> Profile:
+def profile_here(llm: LLM, *, batch: int, context: int, sampling: str = "greedy") -> Profile:
     """A decode step, beside the limits of the machine that it runs on, which are measured on a GPU. Raises EngineError."""
     if llm.engine.backend.device.type != "cuda":
-        return profile_decode(llm, batch=batch, context=context)
+        return profile_decode(llm, batch=batch, context=context, sampling=sampling)
     compute = measure_compute_limit(TORCH_DTYPES[llm.manifest.model.dtype])
-    return profile_decode(llm, batch=batch, context=context, limit=measure_read_limit(), compute_limit=compute)
+    return profile_decode(llm, batch=batch, context=context, limit=measure_read_limit(), compute_limit=compute, sampling=sampling)
 
 
 def save_profile(engine: Path, profile: Profile, device: torch.device) -> Path:
-    """One file for each program, batch and context; an older one is replaced. Raises TilewrightError where it cannot be written."""
+    """One file for each program, batch, context and way of sampling; an older one is replaced. Raises TilewrightError where it cannot be written."""
     launches = tuple(
         RecordedLaunch(t.launch.kernel, t.launch.region, t.launch.modules, t.us, t.num_bytes, t.operations) for t in profile.times
     )
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _name_cpu()
     versions = {"tilewright": producer().partition(" ")[2], **library_versions()}
     date = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes").removesuffix("+00:00")
     recorded = RecordedProfile(
         SCHEMA, name, date, versions, profile.program, profile.batch, profile.context, profile.step_us, profile.wall_us,
-        profile.limit, profile.compute_limit, launches,
+        profile.limit, profile.compute_limit, launches, profile.sampling,
     )  # fmt: skip
-    file = engine / PERF / f"{profile.program}-batch-{profile.batch}-context-{profile.context}.json"
+    sampling = "" if profile.sampling == "greedy" else f"-{profile.sampling}"
+    file = engine / PERF / f"{profile.program}-batch-{profile.batch}-context-{profile.context}{sampling}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(dataclasses.asdict(recorded), indent=1) + "\n", encoding="utf-8")
@@ -93,14 +101,20 @@ def save_profile(engine: Path, profile: Profile, device: torch.device) -> Path:
     return file
 
 
+def _name_cpu() -> str:
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def read_profiles(run: Run) -> tuple[RecordedProfile, ...]:
     """By program, batch and context. Raises EngineError for one that cannot be read."""
     folder = (run.folder.parent if run.folder.name == "passes" else run.folder) / PERF.name
-    found = [_read(file) for file in folder.glob("*.json")]
-    return tuple(sorted(found, key=lambda p: (p.program, p.batch, p.context)))
+    found = [read_profile(file) for file in folder.glob("*.json")]
+    return tuple(sorted(found, key=lambda p: (p.program, p.batch, p.context, p.sampling)))
 
 
-def _read(file: Path) -> RecordedProfile:
+def read_profile(file: Path) -> RecordedProfile:
+    """Raises EngineError for one that cannot be read, or has another schema."""
     remedy = "profile again, or take the file away"
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,5 @@
 """Where the time of a decode step goes: each launch with its region and modules, the bytes that it must move, and its share of the machine's limit.
+Launches that sample are among them, where the engine has kernels for that.
 
 On a GPU the launches are replayed in a CUDA graph, as the runtime does it, and read back from CUPTI; on the CPU each is timed by itself.
 """
@@ -9,7 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -19,13 +20,17 @@ import torch
 from tilewright.codegen.provenance import fold_paths, join_siblings
 from tilewright.inspect.layers import Layers
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import Launch, Limits, Manifest, Program
+from tilewright.ir.manifest import SAMPLING, Launch, Limits, Manifest, Program
 from tilewright.ir.types import ITEM_BYTES
 from tilewright.measure import random_prompt, weights_read_whole
 from tilewright.runtime import LLM, SamplingParams
-from tilewright.runtime.program_binder import BoundProgram
-from tilewright.runtime.step import StepDims
+from tilewright.runtime.backend import BoundLaunch
+from tilewright.runtime.sampler import SamplePlan
+from tilewright.runtime.step import StepDims, sample_rows
 
+SAMPLING_PARAMS = {
+    "greedy": SamplingParams(temperature=0.0), "draw": SamplingParams(temperature=1.0), "filter": SamplingParams(temperature=1.0, top_p=0.9),
+}  # fmt: skip
 REPEAT = 20  # steps measured; the median counts
 SETTLE = 3  # steps before them
 
@@ -36,6 +41,7 @@ class LaunchTime:
     us: float  # until it had ended, from when the launch before it had: what it adds to the step
     num_bytes: int  # that it must read and write at least, each once
     operations: int  # of its product or attention; 0 where it has neither
+    samples: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +51,46 @@ class Profile:
     context: int  # keys of each sequence
     times: tuple[LaunchTime, ...]
     step_us: float  # of the launches together: on a GPU, one replay of their graph
-    wall_us: float  # of a whole step as the runtime runs it, sampling and host among it
+    wall_us: float  # of a whole step as the runtime runs it: with the host, and with sampling where that is no launches
     limit: float | None  # bytes a second that the machine reads at most; None where it is not known
     compute_limit: float | None = None  # operations a second of its matrix products in the engine's dtype
+    sampling: str = "greedy"  # how the step's tokens are chosen: a key of SAMPLING_PARAMS
 
     @property
     def sum_us(self) -> float:
         return sum(t.us for t in self.times)
 
+    @property
+    def sampling_us(self) -> float | None:
+        """Of the launches that sample; None where torch samples, which is timed with the host."""
+        times = [t.us for t in self.times if t.samples]
+        return sum(times) if times else None
 
-def profile_decode(llm: LLM, *, batch: int, context: int, limit: float | None = None, compute_limit: float | None = None) -> Profile:
-    """Profiles the program that decodes `batch` sequences which have `context` tokens each. Raises EngineError where that does not fit."""
+
+def profile_decode(
+    llm: LLM, *, batch: int, context: int, limit: float | None = None, compute_limit: float | None = None, sampling: str = "greedy"
+) -> Profile:
+    """Profiles the program that decodes `batch` sequences which have `context` tokens each, and the sampling of their tokens.
+
+    Raises EngineError where that does not fit.
+    """
+    if sampling not in SAMPLING_PARAMS:
+        raise EngineError("profile", f"sampling is {sampling!r}", f"pass {', '.join(SAMPLING_PARAMS)}")
     limits = llm.manifest.limits
     if not 1 <= batch <= limits.max_batch_size:
         raise EngineError("profile", f"batch is {batch}, this engine has max_batch_size={limits.max_batch_size}", "pass a smaller batch")
-    with _decoding(llm, batch, *_lengths(limits, batch, context)) as wall:
+    params = SAMPLING_PARAMS[sampling]
+    with _decoding(llm, batch, *_lengths(limits, batch, context), params) as wall:
         bound = llm.runner.bound_decode(batch)
         keys = int(bound.step["context_len"][:batch].float().mean())
-        added, step = _time_on_gpu(bound) if llm.engine.backend.device.type == "cuda" else _time_on_cpu(bound)
+        samplers = llm.runner.sampler.bind(bound.logits, sample_rows(bound.step), SamplePlan.of(params))
+        launches = [*bound.launches, *samplers]
+        added, step = _time_on_gpu(launches) if llm.engine.backend.device.type == "cuda" else _time_on_cpu(launches)
     times = [LaunchTime(launch, us, *_work(llm.manifest, bound.program, launch, batch, keys)) for launch, us in zip(bound.program.launches, added)]
-    return Profile(bound.program.name, batch, keys, tuple(times), step, wall, limit, compute_limit)
+    lists = llm.manifest.launch_lists
+    for launch, us in zip(lists[f"{SAMPLING}-{sampling}"] if samplers else (), added[len(times) :], strict=True):
+        times.append(LaunchTime(replace(launch, modules=(SAMPLING,)), us, _sampled_bytes(llm.manifest, launch, batch), 0, samples=True))
+    return Profile(bound.program.name, batch, keys, tuple(times), step, wall, limit, compute_limit, sampling)
 
 
 def _lengths(limits: Limits, batch: int, context: int) -> tuple[int, int]:
@@ -85,9 +111,9 @@ def _lengths(limits: Limits, batch: int, context: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _decoding(llm: LLM, batch: int, prompt_len: int, num_tokens: int) -> Iterator[float]:
+def _decoding(llm: LLM, batch: int, prompt_len: int, num_tokens: int, params: SamplingParams) -> Iterator[float]:
     """Within it, the last step that the runtime ran is a decode step of the batch; gives the median microseconds of the last such steps."""
-    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    params = replace(params, max_tokens=num_tokens, ignore_eos=True)
     ids = [llm.add_request(random_prompt(llm.manifest.model.vocab_size, prompt_len, seed=i), params) for i in range(batch)]
     stamps: list[float] = []
     outputs = llm.step()
@@ -106,11 +132,11 @@ def _decoding(llm: LLM, batch: int, prompt_len: int, num_tokens: int) -> Iterato
 
 
 # -- timing ---------------------------------------------------------------------------------------------------------------------
-def _time_on_cpu(bound: BoundProgram) -> tuple[list[float], float]:
+def _time_on_cpu(launches: Sequence[BoundLaunch]) -> tuple[list[float], float]:
     runs: list[list[float]] = []
     for _ in range(SETTLE + REPEAT):
         stamps = [time.perf_counter()]
-        for launch in bound.launches:
+        for launch in launches:
             launch.run(0)
             stamps.append(time.perf_counter())
         runs.append([(b - a) * 1e6 for a, b in pairwise(stamps)])
@@ -118,15 +144,20 @@ def _time_on_cpu(bound: BoundProgram) -> tuple[list[float], float]:
     return [statistics.median(column) for column in zip(*kept)], statistics.median(map(sum, kept))
 
 
-def _time_on_gpu(bound: BoundProgram) -> tuple[list[float], float]:
+def _time_on_gpu(launches: Sequence[BoundLaunch]) -> tuple[list[float], float]:
     """One graph of the step's launches, replayed under torch's profiler; and, without it, between two events."""
     stream = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
+
+    def run() -> None:
+        for launch in launches:
+            launch.run(stream.cuda_stream)
+
     with torch.cuda.stream(stream):
-        bound.run(stream.cuda_stream)
+        run()
         stream.synchronize()
         graph.capture_begin()
-        bound.run(stream.cuda_stream)
+        run()
         graph.capture_end()
         replay_us = _time_replays(graph, stream)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -134,7 +165,7 @@ def _time_on_gpu(bound: BoundProgram) -> tuple[list[float], float]:
                 graph.replay()
             stream.synchronize()
     spans = [(e.time_range.start, e.time_range.end) for e in profiler.events() or () if e.device_type.name == "CUDA"]
-    return attribute_time(spans, len(bound.launches)), replay_us
+    return attribute_time(spans, len(launches)), replay_us
 
 
 def _time_replays(graph: torch.cuda.CUDAGraph, stream: Any) -> float:
@@ -188,16 +219,24 @@ def _work(manifest: Manifest, program: Program, launch: Launch, batch: int, cont
     return num_bytes, operations
 
 
+def _sampled_bytes(manifest: Manifest, launch: Launch, batch: int) -> int:
+    """Logits, for a launch that spreads over the parts of each row; another one reads a few words of each part, or what an earlier one has found."""
+    spreads = launch.grid[0].dim is None
+    return batch * manifest.model.vocab_size * ITEM_BYTES["f32"] if spreads else 0
+
+
 # -- text -----------------------------------------------------------------------------------------------------------------------
 def print_profile(profile: Profile, *, layer: int | None = None) -> str:
     """Kernels by the time that they add to a step, equal ones together; or the launches of one layer in order."""
     head = f"program {profile.program}: {profile.batch} sequences of {profile.context} tokens"
     shown = f", read limit {profile.limit / 1e12:.2f} TB/s" if profile.limit else ""
-    gap = profile.wall_us - profile.step_us
+    gap, sampling = profile.wall_us - profile.step_us, profile.sampling_us
+    whole = "a step with the host" if sampling is not None else "a step with sampling and host"
     lines = [
         f"{head}{shown}",
-        f"  launches one by one {profile.sum_us:.1f} us, together {profile.step_us:.1f} us, a step with sampling and host {profile.wall_us:.1f} us "
+        f"  launches one by one {profile.sum_us:.1f} us, together {profile.step_us:.1f} us, {whole} {profile.wall_us:.1f} us "
         f"({gap / profile.wall_us:.0%} of it outside of the launches)" if profile.wall_us else "",
+        *([f"  {profile.sampling} sampling is {sampling:.1f} us of the launches"] if sampling is not None else []),
         "",
         f"  {'us':>8} {'count':>5} {'each':>7} {'MB':>8} {'of limit':>8} {'wasted us':>9}  kernel",
     ]

@@ -137,7 +137,9 @@ class Run(Readable):
             is_number = isinstance(key, int) or key.isdigit()
             if (int(key) == record.number) if is_number else key in (record.name, record.stem):
                 return record
-        raise EngineError(f"run {self.path}", f"no pass {key!r}", suggest(str(key), list(dict.fromkeys(p.name for p in self.passes))))
+        if isinstance(key, int) or key.isdigit():
+            raise EngineError(f"run {self.path}", f"no pass {key}", f"they are numbered 0 (the import) to {max(p.number for p in self.passes)}")
+        raise EngineError(f"run {self.path}", f"no pass {key!r}", suggest(key, list(dict.fromkeys(p.name for p in self.passes))))
 
     def __iter__(self) -> Iterator[PassRecord]:
         return iter(self.passes)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tilewright.inspect.diff import GraphDiff, diff
 from tilewright.inspect.run import Run
 from tilewright.inspect.text import Readable
 
+_COMMENT = re.compile(r"[ \t]*#.*")
+
 
 @dataclass(frozen=True)
 class RunDiff(Readable):
-    """`kernels` are names that only the first (-) or only the second (+) has, with how often each program launches them."""
+    """`kernels` are those that only the first (-) or only the second (+) has, or that differ (~), with how often each program launches them."""
 
     title: str
     graphs: GraphDiff
@@ -22,7 +25,7 @@ class RunDiff(Readable):
 
     @property
     def stat(self) -> str:
-        marks = ", ".join(f"{sign} {count}" for sign in "+-" if (count := sum(k[0] == sign for k in self.kernels)))
+        marks = ", ".join(f"{sign} {count}" for sign in "+-~" if (count := sum(k[0] == sign for k in self.kernels)))
         return f"{self.title}   {self.graphs.stat}" + (f"   kernels {marks}" if marks else "")
 
     def __str__(self) -> str:
@@ -43,15 +46,24 @@ def diff_runs(a: Run, b: Run, stage: str | int | None = None) -> RunDiff:
 
 
 def _kernels(a: Run, b: Run) -> tuple[tuple[str, str, str], ...]:
-    """A kernel's name ends in the hash of its plan, so that equal names are equal kernels."""
+    """A kernel's name ends in the hash of its plan; one of the same name may have been exchanged, or sample in another way."""
     first, second = _launches(a), _launches(b)
     gone = [("-", name, uses) for name, uses in first.items() if name not in second]
-    return tuple(gone + [("+", name, uses) for name, uses in second.items() if name not in first])
+    mended = [("~", name, uses) for name, uses in second.items() if name in first and _source(a, name) != _source(b, name)]
+    return tuple(gone + mended + [("+", name, uses) for name, uses in second.items() if name not in first])
+
+
+def _source(run: Run, name: str) -> str:
+    """Without comments, which name the modules that it computes."""
+    return _COMMENT.sub("", run.kernel(name).source)
 
 
 def _launches(run: Run) -> dict[str, str]:
     if run.engine is None:
         return {}
     manifest = run.engine.manifest
-    counts = {k.name: [(p.name, sum(launch.kernel == k.name for launch in p.launches)) for p in manifest.programs] for k in manifest.kernels}
+    counts = {
+        k.name: [(program, sum(launch.kernel == k.name for launch in launches)) for program, launches in manifest.launch_lists.items()]
+        for k in manifest.all_kernels
+    }
     return {name: ", ".join(f"{program} x{count}" for program, count in uses if count) for name, uses in counts.items()}

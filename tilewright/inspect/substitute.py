@@ -30,9 +30,12 @@ def substitute(engine: Path, out: Path, sources: Mapping[str, Path]) -> Run:
         shutil.copytree(engine, partial, ignore=leave_measured)
         changed = {kernel.name: write_kernel(partial, kernel, texts[kernel.name]) for kernel, _ in found}
         kernels = tuple(changed.get(kernel.name, kernel) for kernel in manifest.kernels)
+        sampling = manifest.sampling
+        if sampling is not None:
+            sampling = dataclasses.replace(sampling, kernels=tuple(changed.get(kernel.name, kernel) for kernel in sampling.kernels))
         files = [name for kernel in changed.values() for name in (kernel.file, *(b.file for b in kernel.binaries.values()))]
         hashes = manifest.files | {name: hash_file(partial / name) for name in files}
-        dataclasses.replace(manifest, kernels=kernels, files=hashes).write(partial)
+        dataclasses.replace(manifest, kernels=kernels, sampling=sampling, files=hashes).write(partial)
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
@@ -45,9 +48,9 @@ def leave_measured(folder: str, names: list[str]) -> list[str]:
 
 
 def find_kernel(manifest: Manifest, name: str) -> Kernel:
-    kernel = next((kernel for kernel in manifest.kernels if kernel.name == name), None)
+    kernel = next((kernel for kernel in manifest.all_kernels if kernel.name == name), None)
     if kernel is None:
-        raise EngineError("replay", f"the engine has no kernel {name!r}", suggest(name, [kernel.name for kernel in manifest.kernels]))
+        raise EngineError("replay", f"the engine has no kernel {name!r}", suggest(name, [kernel.name for kernel in manifest.all_kernels]))
     return kernel
 
 

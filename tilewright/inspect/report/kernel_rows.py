@@ -47,7 +47,7 @@ def collect_kernels(run: Run, texts: Texts, *, lints: bool) -> tuple[KernelRow, 
     values = _values(run)
     budget = MAX_PTX_BYTES
     rows: list[KernelRow] = []
-    for kernel in run.engine.manifest.kernels:
+    for kernel in run.engine.manifest.all_kernels:
         ptx = _read_ptx(run, kernel)
         budget -= len(ptx)
         rows.append(_row(run, KernelView(run.engine, kernel), texts, values, ptx if budget >= 0 else "", lints=lints))
@@ -61,7 +61,7 @@ def _row(run: Run, view: KernelView, texts: Texts, values: dict[str, dict[str, l
     reasons = dict.fromkeys(launch.reason for all_ in launches.values() for launch in all_ if launch.reason)
     found, note = _lints(view, wanted=lints)
     return KernelRow(
-        kernel.name, kernel.language, WRAPPED.sub(" ", what[1]) if what else "",
+        kernel.name, kernel.language, WRAPPED.sub(" ", what[1]) if what else view.docstring,
         {name: len(all_) for name, all_ in launches.items()}, fold_names(view.modules, run.layers), tuple(reasons),
         tuple((program, fold_names(names, run.layers)) for program, names in values.get(kernel.name, {}).items()),
         _tile(kernel), binary.num_registers if binary else None, binary.shared_bytes if binary else None, binary.stack_bytes if binary else None,
@@ -110,6 +110,6 @@ def _values(run: Run) -> dict[str, dict[str, list[str]]]:
 def left_out(run: Run, kernels: Iterable[KernelRow]) -> str:
     """A sentence about recorded PTX that made the page too big; empty where all is in."""
     shown = {k.name for k in kernels if k.ptx}
-    recorded = [k for k in run.engine.manifest.kernels if _read_ptx(run, k)] if run.engine else []
+    recorded = [k for k in run.engine.manifest.all_kernels if _read_ptx(run, k)] if run.engine else []
     missing = sum(k.name not in shown for k in recorded)
     return f"The PTX of {missing} kernels is left out to keep this page small: `tilewright kernel ENGINE NAME --ptx` prints it." if missing else ""

@@ -60,9 +60,12 @@ def collect_sentences(run: Run, passes: Sequence[PassRow], kernels: Sequence[Ker
         said.append(f"{biggest.number:02d} {biggest.name} took most: {biggest.ops_before - biggest.ops_after:,} ops.")
     if kernels and run.engine is not None:
         programs = run.engine.manifest.programs
-        said.append(f"{len(kernels)} kernels serve {len(programs)} programs; a step of `{programs[0].name}` launches {len(programs[0].launches)}.")
+        sampling = run.engine.manifest.sampling
+        served = f"{len(run.engine.manifest.kernels)} kernels serve {len(programs)} programs"
+        said.append(f"{served}; a step of `{programs[0].name}` launches {len(programs[0].launches)}.")
         total = sum((k.bytes_read or 0) * k.launches.get(programs[0].name, 0) for k in kernels)
         said.append(f"For one token they read {human_bytes(total)}, beside the pages of its context." if total else "")
+        said.append(f"Another {len(sampling.kernels)} kernels sample." if sampling else "")
     lost, homeless = _lost(modules), len(homeless_ops(run))
     if run.engine is not None:
         covered = "Every module with weights is in a kernel or was folded by a named pass"

@@ -33,6 +33,7 @@ class TimedStep:
     sum_us: float
     step_us: float
     wall_us: float
+    samples: bool  # whether launches that sample are among them
     read_limit: float | None
     compute_limit: float | None
     notes: tuple[str, ...]  # those that begin with ! are warnings
@@ -51,10 +52,11 @@ def _step(run: Run, profile: RecordedProfile) -> TimedStep:
         groups.setdefault(launch.kernel, []).append(launch)
     kernels = sorted((_row(run, profile, name, group) for name, group in groups.items()), key=lambda row: -row.us)
     sequences = "1 sequence" if profile.batch == 1 else f"{profile.batch} sequences"
+    sampled = f", {profile.sampling} sampling" if profile.samples or profile.sampling != "greedy" else ""
     made = {"Device": profile.device, "Measured": f"{profile.date} UTC", "Versions": ", ".join(f"{k} {v}" for k, v in profile.versions.items())}
     return TimedStep(
-        f"{profile.program}: {sequences} of {profile.context} tokens", made, profile.sum_us, profile.step_us, profile.wall_us,
-        profile.read_limit, profile.compute_limit, tuple(_notes(profile, kernels)), tuple(kernels), _by_module(run, profile),
+        f"{profile.program}: {sequences} of {profile.context} tokens{sampled}", made, profile.sum_us, profile.step_us, profile.wall_us,
+        profile.samples, profile.read_limit, profile.compute_limit, tuple(_notes(profile, kernels)), tuple(kernels), _by_module(run, profile),
         tuple((launch.kernel, launch.region, launch.us) for launch in profile.launches),
     )  # fmt: skip
 
@@ -70,18 +72,18 @@ def _row(run: Run, profile: RecordedProfile, name: str, group: list[RecordedLaun
 
 def _notes(profile: RecordedProfile, kernels: Iterable[TimeRow]) -> Iterable[str]:
     gap = profile.sum_us / profile.step_us - 1 if profile.step_us else 0.0
-    said = f"The launches one by one add up to {abs(gap):.1%} {'more' if gap >= 0 else 'less'} than one replay of all of them"
+    said = f"The launches one by one add up to {abs(gap):.1%} {'more' if gap >= 0 else 'less'} than all of them together"
     yield f"! {said}: something that no launch is charged with takes time, or launches overlap." if abs(gap) > GAP else f"{said}."
-    host = profile.wall_us - profile.step_us
+    host, rest = profile.wall_us - profile.step_us, "the host" if profile.samples else "sampling and the host"
     if host >= 0:
-        yield f"A step as the runtime runs it takes {host:.1f} µs more than the replay ({host / profile.wall_us:.0%} of it): sampling and the host."
+        yield f"A step as the runtime runs it takes {host:.1f} µs more than they do ({host / profile.wall_us:.0%} of it): {rest}."
     elif profile.wall_us:
         yield "! A step as the runtime runs it took less than its launches together: the machine was busy with something else."
     if profile.read_limit is None:
         yield "The limits of this machine were not measured, so there is no roof: that is done on a GPU."
     else:
         best = sum(row.least_us or 0.0 for row in kernels)
-        yield f"At the machine's limits the launches would take {best:.1f} µs: {best / profile.step_us:.0%} of the replay."
+        yield f"At the machine's limits the launches would take {best:.1f} µs: {best / profile.step_us:.0%} of what they take together."
     for row in kernels:
         if row.least_us is not None and row.least_us > OVER * row.us:
             share = f"{row.least_us / row.us:.0%}" if row.us else "more than all"

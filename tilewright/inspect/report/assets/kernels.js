@@ -1,4 +1,6 @@
 // Kernels: what each takes and how often it is launched; and one of them from its source on.
+const SAMPLING = 'sampling-'; // begins what launches the kernels that sample, as a program launches the others
+
 function allKernels() {
   const others = data.other ? data.other.kernels : [];
   const known = new Set(data.kernels.map((kernel) => kernel.name));
@@ -7,7 +9,7 @@ function allKernels() {
   return [...data.kernels.map((kernel) => mark(kernel, data.other ? (theirs.has(kernel.name) ? '=' : '-') : '')), ...others.filter((kernel) => !known.has(kernel.name)).map((kernel) => mark(kernel, '+'))];
 }
 
-const allPrograms = () => [...new Set([...data.programs, ...(data.other ? data.other.kernels.flatMap((kernel) => Object.keys(kernel.launches)) : [])])];
+const allPrograms = () => [...new Set([...data.programs, ...(data.other ? data.other.kernels.flatMap((kernel) => Object.keys(kernel.launches)).filter((name) => !name.startsWith(SAMPLING)) : [])])];
 
 // Where both runs have a kernel and launch it differently, both numbers.
 function showLaunches(kernel, program) {
@@ -15,6 +17,8 @@ function showLaunches(kernel, program) {
   const [a, b] = [kernel, theirs || kernel].map((k) => (k.launches[program] ? `×${k.launches[program]}` : '·'));
   return a === b ? a : `${a} → ${b}`;
 }
+
+const samplesFor = (kernel) => Object.keys(kernel.launches).filter((name) => name.startsWith(SAMPLING)).map((name) => name.slice(SAMPLING.length)).join(', ');
 
 const stepBytes = (kernel) => (kernel.bytes_read ?? 0) * (kernel.launches[data.programs[0]] || 0);
 
@@ -26,6 +30,7 @@ function kernelColumns() {
     { key: 'name', label: 'kernel', value: (k) => k.name, width: 'minmax(180px,1.1fr)', show: (k) => h('a', { class: 'mono', href: link({ kernel: k.name, code: null }), 'data-focus': `kernel-${k.name}` }, k.name) },
     { key: 'what', label: 'computes', value: (k) => k.what, width: 'minmax(150px,1.2fr)' },
     ...allPrograms().map((program) => number(`n.${program}`, program, (k) => k.launches[program] || 0, { show: (k) => showLaunches(k, program), title: `launches in a step of ${program}` })),
+    ...(data.kernels.some((k) => samplesFor(k)) ? [{ key: 'samples', label: 'sampling', value: samplesFor, show: (k) => samplesFor(k) || '·', width: '96px', title: 'ways of sampling that launch it' }] : []),
     ...(compiled ? [number('registers', 'registers', (k) => k.registers), number('shared', 'shared', (k) => k.shared_bytes, { show: (k) => bytes(k.shared_bytes) }),
       number('spills', 'spills', (k) => k.stack_bytes, { show: (k) => (k.stack_bytes ? `! ${k.stack_bytes} B` : 'none') })] : []),
     ...(timed ? [number('us', 'µs a step', (k) => (timed.get(k.name) || {}).us, { show: (k) => (timed.has(k.name) ? us(timed.get(k.name).us) : '·'), title: data.profiles[0].title })] : []),
@@ -75,9 +80,9 @@ function kernelDetail(kernel) {
     h('div', { class: 'about' }, h('dl', {},
       fact('computes', kernel.what), fact('launched', uses || 'by no program'), kernel.tile ? fact('tile', h('span', { class: 'mono' }, kernel.tile)) : null,
       kernel.registers === null ? fact('code', kernel.language) : fact('takes', `${kernel.registers} registers, ${bytes(kernel.shared_bytes)} shared, ${kernel.stack_bytes ? `! spills ${kernel.stack_bytes} B` : 'no spills'}`),
-      fact('modules', kernel.modules.map((pair) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'modules', module: pair[0] }) }, showName(pair))))),
+      fact('modules', kernel.modules.map((pair) => h('div', {}, data.modules.some((module) => module.path === pair[0]) ? h('a', { class: 'mono', href: link({ tab: 'modules', module: pair[0] }) }, showName(pair)) : showName(pair)))),
       kernel.reasons.length ? fact('cut', kernel.reasons.map((reason) => h('div', {}, reason))) : null,
-      fact('values', namesOf(kernel).slice(0, 12).map((pair) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'passes', pass: null, tensor: firstOf(pair) }) }, `%${showName(pair)}`)))),
+      !kernel.values.length ? null : fact('values', namesOf(kernel).slice(0, 12).map((pair) => h('div', {}, h('a', { class: 'mono', href: link({ tab: 'passes', pass: null, tensor: firstOf(pair) }) }, `%${showName(pair)}`)))),
       fact('looks slow', kernel.lint_note ? h('span', { class: 'quiet' }, kernel.lint_note) : kernel.lints.length
         ? [general.map((problem) => h('div', {}, `! ${problem}`)), [...notes].map(([line, found]) => h('div', {}, `! line ${line}: ${found.join('; ')}`))] : 'nothing in its machine code'),
       kernel.tuned ? fact('tuned', kernel.tuned) : null,

@@ -6,11 +6,27 @@ const shareOf = (row) => (row.least_us === null || !row.us ? null : row.least_us
 
 function stepBars(step) {
   const best = step.read_limit ? step.kernels.reduce((sum, row) => sum + row.least_us, 0) : null;
-  const rows = [['launches one by one', step.sum_us], ['together, as one replay', step.step_us], ['a whole step, with sampling and host', step.wall_us]];
+  const rows = [['launches one by one', step.sum_us], ['together', step.step_us], [step.samples ? 'a whole step, with the host' : 'a whole step, with sampling and host', step.wall_us]];
   if (best !== null) rows.unshift(['at the limits of the machine', best]);
   const most = Math.max(...rows.map(([, time]) => time)) || 1;
   return h('table', { class: 'waterfall' }, h('tbody', {}, rows.filter(([, time]) => time > 0).map(([label, time]) => h('tr', {}, h('td', {}, label), h('td', { class: 'num' }, `${us(time)} µs`),
     h('td', { class: 'bars' }, h('div', { class: 'barline' }, h('span', { class: 'fill', style: `width:${((100 * time) / most).toFixed(2)}%` })))))));
+}
+
+// Sideways, until no mark covers another one.
+function moveApart(marks, left, right) {
+  for (let round = 0, moved = true; moved && round < 200; round++) {
+    moved = false;
+    for (const [at, a] of marks.entries()) for (const b of marks.slice(at + 1)) {
+      const [reach, across] = [a.r + b.r + 2, Math.abs(a.y - b.y)];
+      const missing = across < reach ? Math.sqrt(reach ** 2 - across ** 2) - Math.abs(a.x - b.x) : 0;
+      if (missing <= 0.5) continue;
+      const sign = a.x <= b.x ? 1 : -1;
+      [a.x, b.x, moved] = [a.x - (sign * missing) / 2, b.x + (sign * missing) / 2, true];
+      for (const mark of [a, b]) mark.x = Math.min(Math.max(mark.x, left + mark.r), right - mark.r);
+    }
+  }
+  return marks;
 }
 
 // Both axes are logarithmic. A mark's number is the kernel's place in the table, its size the time that it takes.
@@ -37,8 +53,11 @@ function roofline(step) {
     parts.push(svg('polyline', { class: 'roof', points: points.map(([x, y]) => `${px(x)},${Math.min(py(y), height - bottom)}`).join(' ') }));
   }
   const most = Math.max(...rows.map((row) => row.us));
-  for (const row of rows) {
-    const mark = svg('a', { href: link({ tab: 'kernels', kernel: row.kernel }), class: 'spot' }, svg('circle', { cx: px(row.x), cy: py(row.y), r: 7 + 7 * Math.sqrt(row.us / most) }), text(px(row.x), py(row.y) + 4, 'middle', String(row.place)));
+  const marks = moveApart(rows.map((row) => ({ row, x: px(row.x), y: py(row.y), r: 7 + 7 * Math.sqrt(row.us / most) })), left, width - 12);
+  for (const { row, x, y, r } of marks) {
+    const [trueX, trueY] = [px(row.x), py(row.y)];
+    const lead = Math.abs(x - trueX) > 1 ? [svg('line', { x1: trueX, y1: trueY, x2: x, y2: y }), svg('circle', { cx: trueX, cy: trueY, r: 2 })] : [];
+    const mark = svg('a', { href: link({ tab: 'kernels', kernel: row.kernel }), class: 'spot' }, ...lead, svg('circle', { cx: x, cy: y, r }), text(x, y + 4, 'middle', String(row.place)));
     mark.append(svg('title', {}, `${row.kernel}: ${us(row.us)} µs${row.least_us === null ? '' : `, ${(100 * shareOf(row)).toFixed(0)} % of the limit`}`));
     parts.push(mark);
   }
@@ -85,5 +104,5 @@ function renderTime(main) {
       data.profiles.length > 1 ? h('span', { class: 'segments' }, data.profiles.map((other, at) => h('a', { class: 'button', role: 'button', 'aria-pressed': String(at === chosen), href: link({ profile: at || null }), 'data-focus': `profile-${at}` }, other.title))) : null, traceLink(step))),
     h('section', {}, h('h2', {}, step.title), h('p', { class: 'quiet' }, Object.values(step.made).join(' · ')), stepBars(step),
       step.notes.map((text) => (text.startsWith('! ') ? h('p', { class: 'note' }, text) : h('p', {}, text)))),
-    h('section', {}, h('h2', {}, 'Kernels under the roof'), roofline(step), timeTable(step))));
+    h('section', {}, h('h2', {}, step.read_limit ? 'Kernels under the roof' : 'Kernels by what they do for each byte'), roofline(step), timeTable(step))));
 }
