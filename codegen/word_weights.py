@@ -33,7 +33,6 @@ mov.b32 {$0, $1}, low; mov.b32 {$2, $3}, high; }""",
 DTYPES = tuple(_CONVERSIONS)
 
 
-
 @dataclass(frozen=True, slots=True)
 class Arrangement:
     """How the words of a tile lie in its tensor, and which of them the tensor core takes for which row and column."""

@@ -126,6 +126,13 @@ class Runner:
             raise EngineError("runner", f"no decode step of {size} sequences has run", "run one before")
         return fitting[0]
 
+    def bound_ragged(self, num_tokens: int) -> BoundProgram:
+        """The program that runs so many tokens in one step, as it was bound last."""
+        program = next((p for p in self._ragged if p.max_tokens >= num_tokens), None)
+        if program is None or program.name not in self._bound_ragged:
+            raise EngineError("runner", f"no step of {num_tokens} tokens has run", "run one before")
+        return self._bound_ragged[program.name]
+
     def warm_up(self, plans: list[SamplePlan]) -> None:
         """Loads every kernel, and captures the decode steps of every size for these plans, so that no request waits for that.
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 
-from tilewright.ir.manifest import Manifest, Program
+from tilewright.ir.manifest import Kernel, Launch, Manifest, Program
 from tilewright.ir.types import ITEM_BYTES
 from tilewright.runtime import LLM, SamplingParams
 
@@ -99,19 +100,23 @@ def bytes_per_token(manifest: Manifest) -> int:
 
 
 def weights_read_whole(manifest: Manifest, program: Program) -> set[str]:
-    """Names of weights of which a step reads all; of a table that is gathered from (by token id, or by position) it reads a row for each token."""
+    """Names of weights of which a step reads all."""
     shapes = {w.name: w.shape for w in manifest.weights}
-    parameters = {kernel.name: [name for name, _ in kernel.parameters] for kernel in manifest.kernels}
+    kernels = {kernel.name: kernel for kernel in manifest.kernels}
+    return {name for launch in program.launches for name in launch_reads_whole(manifest, launch, kernels[launch.kernel], shapes)}
+
+
+def launch_reads_whole(manifest: Manifest, launch: Launch, kernel: Kernel, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Names of weights of which a launch reads all; of a table that is gathered from (by token id, or by position) it reads a row for each token."""
+    looks_up = any(arg.kind == "step" and arg.name == "ids" for arg in launch.args)
     read: set[str] = set()
-    for launch in program.launches:
-        looks_up = any(arg.kind == "step" and arg.name == "ids" for arg in launch.args)
-        for arg, parameter in zip(launch.args, parameters[launch.kernel]):
-            if arg.kind != "weight":
-                continue
-            shape = shapes[arg.name]
-            is_embedding = looks_up and len(shape) == 2 and shape[0] >= manifest.model.vocab_size
-            if not is_embedding and not parameter.startswith("table"):  # what plans call what `gather_rows` reads
-                read.add(arg.name)
+    for arg, (parameter, _) in zip(launch.args, kernel.parameters):
+        if arg.kind != "weight":
+            continue
+        shape = shapes[arg.name]
+        is_embedding = looks_up and len(shape) == 2 and shape[0] >= manifest.model.vocab_size
+        if not is_embedding and not parameter.startswith("table"):  # what plans call what `gather_rows` reads
+            read.add(arg.name)
     return read
 
 

@@ -4,11 +4,12 @@ import json
 from itertools import pairwise
 
 import pytest
-from serving import LIMITS, engine_of
+from serving import LIMITS, engine_of, model_of
 
 import tilewright as tw
 from tilewright.cli import app
-from tilewright.inspect.profile import SETTLE, attribute_time, print_profile, profile_decode, to_trace
+from tilewright.inspect.perf import profile_here, read_profile, save_profile
+from tilewright.inspect.profile import SETTLE, attribute_time, print_profile, profile_decode, profile_prompt, to_trace
 from tilewright.ir.errors import EngineError
 from tilewright.measure import bytes_per_token
 
@@ -40,6 +41,24 @@ def test_every_launch_has_a_time_and_the_weights_are_read_once(engine):
     cache = found.context * 3 * sum(layer.num_heads * (layer.head_dim + layer.value_dim) for layer in engine.manifest.cache.layers) * 4
     total = sum(t.num_bytes for t in found.times)
     assert weights + cache < total < weights + cache + 3 * 40_000, "weights, keys and values, and a few activations"
+
+
+def test_a_prompt_has_the_work_of_all_its_tokens(engine, tmp_path):
+    llm, tokens = tw.LLM(engine.path), 21
+    found = profile_here(llm, prompt=tokens)
+    manifest = engine.manifest
+    program = next(p for p in manifest.programs if p.name == found.program)
+    assert program.kind == "ragged" and [t.launch for t in found.times] == list(program.launches) and all(t.us > 0 for t in found.times)
+    config, layers = model_of("llama3").config, manifest.cache.layers
+    products = sum(m.weight.numel() for name, m in model_of("llama3").named_modules() if type(m).__name__ == "Linear" and name != "lm_head")
+    heads = config.num_attention_heads * sum(layer.head_dim + layer.value_dim for layer in layers)
+    expected = 2 * (products * tokens + config.vocab_size * config.hidden_size) + 2 * heads * tokens * (tokens + 1) // 2
+    assert sum(t.operations for t in found.times) == expected
+    assert f"a prompt of {tokens} tokens" in print_profile(found)
+    recorded = read_profile(save_profile(tmp_path, found, llm.engine.backend.device))
+    assert (recorded.tokens, recorded.context, recorded.batch) == (tokens, tokens, 1)
+    with pytest.raises(EngineError, match=f"prompt is 1000, this engine runs 2 to {LIMITS['max_tokens']} tokens"):
+        profile_prompt(llm, tokens=1000)
 
 
 def test_the_last_tokens_are_those_of_a_run_that_was_not_profiled(engine):
@@ -97,6 +116,9 @@ def test_the_command_prints_and_writes_a_trace(engine, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         app(["profile", str(engine.path), "--context", "8", "--trace", str(tmp_path)])
     assert ended.value.code == 2 and "cannot be written" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        app(["profile", str(engine.path), "--prompt", "8", "--batch", "2"])
+    assert ended.value.code == 2 and "pass one or the other" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tilewright.inspect.profile import Profile, profile_decode
+from tilewright.inspect.profile import Profile, profile_decode, profile_prompt
 from tilewright.inspect.run import Run
 from tilewright.inspection import library_versions, producer
 from tilewright.ir.errors import EngineError, TilewrightError
@@ -54,6 +54,7 @@ class RecordedProfile:
     compute_limit: float | None  # operations a second
     launches: tuple[RecordedLaunch, ...]
     sampling: str = "greedy"
+    tokens: int = 1  # of each sequence in the step
 
     @property
     def samples(self) -> bool:
@@ -71,12 +72,15 @@ class RecordedProfile:
         return max(launch.num_bytes / self.read_limit, launch.operations / self.compute_limit if self.compute_limit else 0.0) * 1e6
 
 
-def profile_here(llm: LLM, *, batch: int, context: int, sampling: str = "greedy") -> Profile:
-    """A decode step, beside the limits of the machine that it runs on, which are measured on a GPU. Raises EngineError."""
-    if llm.engine.backend.device.type != "cuda":
-        return profile_decode(llm, batch=batch, context=context, sampling=sampling)
-    compute = measure_compute_limit(TORCH_DTYPES[llm.manifest.model.dtype])
-    return profile_decode(llm, batch=batch, context=context, limit=measure_read_limit(), compute_limit=compute, sampling=sampling)
+def profile_here(llm: LLM, *, batch: int = 1, context: int = CONTEXT, prompt: int | None = None, sampling: str = "greedy") -> Profile:
+    """A decode step, or the step that runs a prompt of so many tokens, beside the limits of the machine that it runs on, which are measured on a
+    GPU. Raises EngineError."""
+    read = compute = None
+    if llm.engine.backend.device.type == "cuda":
+        read, compute = measure_read_limit(), measure_compute_limit(TORCH_DTYPES[llm.manifest.model.dtype])
+    if prompt is not None:
+        return profile_prompt(llm, tokens=prompt, limit=read, compute_limit=compute, sampling=sampling)
+    return profile_decode(llm, batch=batch, context=context, limit=read, compute_limit=compute, sampling=sampling)
 
 
 def save_profile(engine: Path, profile: Profile, device: torch.device) -> Path:
@@ -89,7 +93,7 @@ def save_profile(engine: Path, profile: Profile, device: torch.device) -> Path:
     date = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes").removesuffix("+00:00")
     recorded = RecordedProfile(
         SCHEMA, name, date, versions, profile.program, profile.batch, profile.context, profile.step_us, profile.wall_us,
-        profile.limit, profile.compute_limit, launches, profile.sampling,
+        profile.limit, profile.compute_limit, launches, profile.sampling, profile.tokens,
     )  # fmt: skip
     sampling = "" if profile.sampling == "greedy" else f"-{profile.sampling}"
     file = engine / PERF / f"{profile.program}-batch-{profile.batch}-context-{profile.context}{sampling}.json"

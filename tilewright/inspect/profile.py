@@ -1,5 +1,5 @@
-"""Where the time of a decode step goes: each launch with its region and modules, the bytes that it must move, and its share of the machine's limit.
-Launches that sample are among them, where the engine has kernels for that.
+"""Where the time of a step goes, of decoding or of a prompt: each launch with its region and modules, the bytes that it must move, and its share
+of the machine's limit. Launches that sample are among them, where the engine has kernels for that.
 
 On a GPU the launches are replayed in a CUDA graph, as the runtime does it, and read back from CUPTI; on the CPU each is timed by itself.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,11 +20,12 @@ import torch
 from tilewright.codegen.provenance import fold_paths, join_siblings
 from tilewright.inspect.layers import Layers
 from tilewright.ir.errors import EngineError
-from tilewright.ir.manifest import SAMPLING, Launch, Limits, Manifest, Program
+from tilewright.ir.manifest import SAMPLING, Buffer, Kernel, KVLayer, Launch, Limits, Manifest, Program
 from tilewright.ir.types import ITEM_BYTES
-from tilewright.measure import random_prompt, weights_read_whole
+from tilewright.measure import launch_reads_whole, random_prompt
 from tilewright.runtime import LLM, SamplingParams
 from tilewright.runtime.backend import BoundLaunch
+from tilewright.runtime.program_binder import BoundProgram
 from tilewright.runtime.sampler import SamplePlan
 from tilewright.runtime.step import StepDims, sample_rows
 
@@ -48,17 +49,31 @@ class LaunchTime:
 class Profile:
     program: str
     batch: int
-    context: int  # keys of each sequence
+    context: int  # keys of each sequence, those of the step among them
     times: tuple[LaunchTime, ...]
     step_us: float  # of the launches together: on a GPU, one replay of their graph
     wall_us: float  # of a whole step as the runtime runs it: with the host, and with sampling where that is no launches
     limit: float | None  # bytes a second that the machine reads at most; None where it is not known
     compute_limit: float | None = None  # operations a second of its matrix products in the engine's dtype
     sampling: str = "greedy"  # how the step's tokens are chosen: a key of SAMPLING_PARAMS
+    tokens: int = 1  # of each sequence in this step: those of a whole prompt, or one
 
     @property
     def sum_us(self) -> float:
         return sum(t.us for t in self.times)
+
+    @property
+    def name(self) -> str:
+        """What ran."""
+        if self.tokens > 1:
+            return f"a prompt of {self.tokens} tokens"
+        return f"{self.batch} sequences of {self.context} tokens"
+
+    def least_us(self, time: LaunchTime) -> float | None:
+        """What the machine's limits leave a launch at least; None where they are not known."""
+        if self.limit is None:
+            return None
+        return max(time.num_bytes / self.limit, time.operations / self.compute_limit if self.compute_limit else 0.0) * 1e6
 
     @property
     def sampling_us(self) -> float | None:
@@ -74,23 +89,63 @@ def profile_decode(
 
     Raises EngineError where that does not fit.
     """
-    if sampling not in SAMPLING_PARAMS:
-        raise EngineError("profile", f"sampling is {sampling!r}", f"pass {', '.join(SAMPLING_PARAMS)}")
+    params = _params_of(sampling)
     limits = llm.manifest.limits
     if not 1 <= batch <= limits.max_batch_size:
         raise EngineError("profile", f"batch is {batch}, this engine has max_batch_size={limits.max_batch_size}", "pass a smaller batch")
-    params = SAMPLING_PARAMS[sampling]
     with _decoding(llm, batch, *_lengths(limits, batch, context), params) as wall:
         bound = llm.runner.bound_decode(batch)
         keys = int(bound.step["context_len"][:batch].float().mean())
-        samplers = llm.runner.sampler.bind(bound.logits, sample_rows(bound.step), SamplePlan.of(params))
-        launches = [*bound.launches, *samplers]
-        added, step = _time_on_gpu(launches) if llm.engine.backend.device.type == "cuda" else _time_on_cpu(launches)
-    times = [LaunchTime(launch, us, *_work(llm.manifest, bound.program, launch, batch, keys)) for launch, us in zip(bound.program.launches, added)]
+        times, step = _time_launches(llm, bound, _Shape(batch, 1, keys), sampling)
+    return Profile(bound.program.name, batch, keys, times, step, wall, limit, compute_limit, sampling)
+
+
+def profile_prompt(
+    llm: LLM, *, tokens: int, limit: float | None = None, compute_limit: float | None = None, sampling: str = "greedy"
+) -> Profile:
+    """Profiles the step that runs a whole prompt of so many tokens, and the sampling of its first. Raises EngineError where that does not fit."""
+    params, limits = replace(_params_of(sampling), max_tokens=1, ignore_eos=True), llm.manifest.limits
+    most = min(limits.max_input_len, limits.max_tokens, llm.manifest.model.max_positions - 1)
+    if not 2 <= tokens <= most:
+        raise EngineError("profile", f"prompt is {tokens}, this engine runs 2 to {most} tokens of a prompt in one step", "pass one in between")
+    prompt, walls = random_prompt(llm.manifest.model.vocab_size, tokens, seed=0), []
+    for _ in range(SETTLE + 3):
+        started = time.perf_counter()
+        llm.generate([prompt], params, use_progress=False)
+        walls.append((time.perf_counter() - started) * 1e6)
+    bound = llm.runner.bound_ragged(tokens)
+    times, step = _time_launches(llm, bound, _Shape(1, tokens, tokens), sampling)
+    return Profile(bound.program.name, 1, tokens, times, step, statistics.median(walls[SETTLE:]), limit, compute_limit, sampling, tokens)
+
+
+def _params_of(sampling: str) -> SamplingParams:
+    if sampling not in SAMPLING_PARAMS:
+        raise EngineError("profile", f"sampling is {sampling!r}", f"pass {', '.join(SAMPLING_PARAMS)}")
+    return SAMPLING_PARAMS[sampling]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    batch: int
+    tokens: int  # of each sequence in the step
+    context: int  # keys of each sequence, those of the step among them
+
+    @property
+    def pairs(self) -> int:
+        """Of a query and a key that it sees, in all sequences."""
+        return self.batch * self.tokens * (2 * self.context - self.tokens + 1) // 2
+
+
+def _time_launches(llm: LLM, bound: BoundProgram, shape: _Shape, sampling: str) -> tuple[tuple[LaunchTime, ...], float]:
+    """Each launch of a bound step and of what samples after it; and microseconds of all together."""
+    samplers = llm.runner.sampler.bind(bound.logits, sample_rows(bound.step), SamplePlan.of(SAMPLING_PARAMS[sampling]))
+    launches = [*bound.launches, *samplers]
+    added, step = _time_on_gpu(launches) if llm.engine.backend.device.type == "cuda" else _time_on_cpu(launches)
+    times = [LaunchTime(launch, us, *_work(llm.manifest, bound.program, launch, shape)) for launch, us in zip(bound.program.launches, added)]
     lists = llm.manifest.launch_lists
     for launch, us in zip(lists[f"{SAMPLING}-{sampling}"] if samplers else (), added[len(times) :], strict=True):
-        times.append(LaunchTime(replace(launch, modules=(SAMPLING,)), us, _sampled_bytes(llm.manifest, launch, batch), 0, samples=True))
-    return Profile(bound.program.name, batch, keys, tuple(times), step, wall, limit, compute_limit, sampling)
+        times.append(LaunchTime(replace(launch, modules=(SAMPLING,)), us, _sampled_bytes(llm.manifest, launch, shape.batch), 0, samples=True))
+    return tuple(times), step
 
 
 def _lengths(limits: Limits, batch: int, context: int) -> tuple[int, int]:
@@ -194,12 +249,14 @@ def attribute_time(spans: Sequence[tuple[float, float]], num_launches: int) -> l
 
 
 # -- what a launch must do ------------------------------------------------------------------------------------------------------
-def _work(manifest: Manifest, program: Program, launch: Launch, batch: int, context: int) -> tuple[int, int]:
-    """Bytes and operations of a launch for `batch` tokens, each of a sequence of `context` keys."""
-    whole = weights_read_whole(manifest, program)
+def _work(manifest: Manifest, program: Program, launch: Launch, shape: _Shape) -> tuple[int, int]:
+    """Bytes and operations of a launch."""
+    kernel = next(k for k in manifest.kernels if k.name == launch.kernel)
     weights = {w.name: w for w in manifest.weights}
+    whole = launch_reads_whole(manifest, launch, kernel, {name: w.shape for name, w in weights.items()})
     buffers = {b.name: b for b in program.buffers}
-    dims, pages = StepDims(batch, batch, batch), manifest.limits.max_pages_per_sequence
+    tokens = shape.batch * shape.tokens
+    dims, pages = StepDims(tokens, shape.batch, shape.batch), manifest.limits.max_pages_per_sequence
     num_bytes = operations = 0
     for arg in launch.args:
         if arg.kind == "buffer" and not arg.name.startswith(f"{launch.kernel}."):  # scratch of its own is no work that it must do
@@ -208,15 +265,23 @@ def _work(manifest: Manifest, program: Program, launch: Launch, batch: int, cont
         elif arg.kind == "weight":
             weight = weights[arg.name]
             count = prod(weight.shape)
-            num_bytes += (count if arg.name in whole else count // weight.shape[0] * batch) * ITEM_BYTES[weight.dtype]
-            operations += 2 * count * batch if arg.name in whole and len(weight.shape) == 2 else 0
+            num_bytes += (count if arg.name in whole else count // weight.shape[0] * tokens) * ITEM_BYTES[weight.dtype]
+            rows = shape.batch if any(buffers[a.name].shape[0] == "S" for a in launch.args if a.kind == "buffer") else tokens
+            operations += 2 * count * rows if arg.name in whole and len(weight.shape) == 2 else 0
         elif arg.kind in ("k_cache", "v_cache"):
             layer = manifest.cache.layers[int(arg.name)]
             width = layer.num_heads * (layer.head_dim if arg.kind == "k_cache" else layer.value_dim)
             reads = any(other.name == "context_len" for other in launch.args)
-            num_bytes += batch * (context if reads else 1) * width * ITEM_BYTES[manifest.cache.dtype]
-            operations += 2 * batch * context * width if reads else 0  # of one query head for each key-value head: at least
+            num_bytes += shape.batch * (shape.context if reads else shape.tokens) * width * ITEM_BYTES[manifest.cache.dtype]
+            operations += 2 * shape.pairs * width * _heads_of_group(kernel, launch, layer, buffers) if reads else 0
     return num_bytes, operations
+
+
+def _heads_of_group(kernel: Kernel, launch: Launch, layer: KVLayer, buffers: Mapping[str, Buffer]) -> int:
+    """Query heads for each key-value head: what attention gives is as wide as the values of all of them."""
+    widths = [buffers[arg.name].shape[-1] for (name, _), arg in zip(kernel.parameters, launch.args) if name == "out" and arg.kind == "buffer"]
+    width = next((w for w in widths if isinstance(w, int)), 0)
+    return max(1, width // (layer.num_heads * layer.value_dim))
 
 
 def _sampled_bytes(manifest: Manifest, launch: Launch, batch: int) -> int:
@@ -228,8 +293,9 @@ def _sampled_bytes(manifest: Manifest, launch: Launch, batch: int) -> int:
 # -- text -----------------------------------------------------------------------------------------------------------------------
 def print_profile(profile: Profile, *, layer: int | None = None) -> str:
     """Kernels by the time that they add to a step, equal ones together; or the launches of one layer in order."""
-    head = f"program {profile.program}: {profile.batch} sequences of {profile.context} tokens"
+    head = f"program {profile.program}: {profile.name}"
     shown = f", read limit {profile.limit / 1e12:.2f} TB/s" if profile.limit else ""
+    shown += f", matrix limit {profile.compute_limit / 1e12:.0f} TFLOP/s" if profile.compute_limit else ""
     gap, sampling = profile.wall_us - profile.step_us, profile.sampling_us
     whole = "a step with the host" if sampling is not None else "a step with sampling and host"
     lines = [
@@ -241,7 +307,7 @@ def print_profile(profile: Profile, *, layer: int | None = None) -> str:
         f"  {'us':>8} {'count':>5} {'each':>7} {'MB':>8} {'of limit':>8} {'wasted us':>9}  kernel",
     ]
     rows = _by_kernel(profile.times) if layer is None else _of_layer(profile.times, layer)
-    return "\n".join([*lines, *(_print_row(row, profile.limit) for row in rows)]) + "\n"
+    return "\n".join([*lines, *(_print_row(row, profile) for row in rows)]) + "\n"
 
 
 def _by_kernel(times: Sequence[LaunchTime]) -> list[list[LaunchTime]]:
@@ -256,9 +322,10 @@ def _of_layer(times: Sequence[LaunchTime], layer: int) -> list[list[LaunchTime]]
     return [[t] for t in times if layer in map(layers.layer, t.launch.modules)]
 
 
-def _print_row(group: list[LaunchTime], limit: float | None) -> str:
+def _print_row(group: list[LaunchTime], profile: Profile) -> str:
     total, size = sum(t.us for t in group), sum(t.num_bytes for t in group)
-    share = f"{size / limit / (total / 1e6):8.0%} {total - size / limit * 1e6:9.1f}" if limit and total else f"{'-':>8} {'-':>9}"
+    least = sum(profile.least_us(t) or 0.0 for t in group)
+    share = f"{least / total:8.0%} {total - least:9.1f}" if profile.limit and total else f"{'-':>8} {'-':>9}"
     modules = list(dict.fromkeys(module for t in group for module in t.launch.modules))
     where = ", ".join(join_siblings(fold_paths(modules)))
     return f"  {total:8.1f} {len(group):5d} {total / len(group):7.2f} {size / len(group) / 1e6:8.2f} {share}  {group[0].launch.kernel}   {where}"

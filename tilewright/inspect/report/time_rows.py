@@ -51,7 +51,7 @@ def _step(run: Run, profile: RecordedProfile) -> TimedStep:
     for launch in profile.launches:
         groups.setdefault(launch.kernel, []).append(launch)
     kernels = sorted((_row(run, profile, name, group) for name, group in groups.items()), key=lambda row: -row.us)
-    sequences = "1 sequence" if profile.batch == 1 else f"{profile.batch} sequences"
+    sequences = "a prompt" if profile.tokens > 1 else "1 sequence" if profile.batch == 1 else f"{profile.batch} sequences"
     sampled = f", {profile.sampling} sampling" if profile.samples or profile.sampling != "greedy" else ""
     made = {"Device": profile.device, "Measured": f"{profile.date} UTC", "Versions": ", ".join(f"{k} {v}" for k, v in profile.versions.items())}
     return TimedStep(
