@@ -49,10 +49,10 @@ def test_kernels_that_sample_are_found_like_the_others(engine, capsys):
     kernel = next(k for k in engine.manifest.sampling.kernels if k.entry == "sample_collect")
     view = KernelView.find(engine, "sample_collect")
     assert view.kernel == kernel and view.modules == ["sampling"] and list(view.launches) == ["sampling-filter"]
-    assert view.docstring.startswith("The mass of one part of a row, and those of its tokens that are over the cut")
+    assert view.docstring.startswith("Of one part of a row: how many tokens are over the bracket and their mass")
     for words, said in (
         (["show", engine.path, "kernels"], rf"{kernel.name} +sampling-filter x1 +sm_90: \d+ registers"),
-        (["kernel", engine.path, kernel.name], r"modules +sampling\n +does +The mass of one part"),
+        (["kernel", engine.path, kernel.name], r"modules +sampling\n +does +Of one part of a row"),
         (["kernel", engine.path, kernel.name, "--ptx"], r"\.entry sample_collect"),
         (["blame", engine.path, "sample_collect"], r"launches +sampling-filter x1: sample_collect\n +modules +sampling"),
     ):
