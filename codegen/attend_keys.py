@@ -72,10 +72,11 @@ def emit_attend_keys(shape: AttendShape, tile: AttendTile, *, is_decode: bool, c
             _copy_or_load(w, shape, is_decode)
         else:
             (_load_from_one_page if is_one_page(shape, tile) else _load_from_pages)(w, shape, is_decode)
-        w.line(f"acc, total, highest = attend_block(q, acc, total, highest, k, v, start + lane[None, :], position, {_slope(shape)}end, MASKED)")
+        arguments = f"q, acc, total, highest, k, v, start + lane[None, :], position, {slope_argument(shape)}end, MASKED"
+        w.line(f"acc, total, highest = attend_block({arguments})")
     w.line("return acc, total, highest")
     blocks = "key_blocks, value_blocks, first_row, " if copies_blocks else ""
-    signature = f"q, acc, total, highest, keys, values, {blocks}table, page, position, {_slope(shape)}begin, end, last"
+    signature = f"q, acc, total, highest, keys, values, {blocks}table, page, position, {slope_argument(shape)}begin, end, last"
     sizes = "BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, MASKED: tl.constexpr"
     return f"{_emit_attend_block(shape, is_decode)}\n\n@triton.jit\ndef attend_keys({signature}, {sizes}):\n{w.text}"
 
@@ -93,7 +94,7 @@ def _emit_attend_block(shape: AttendShape, is_decode: bool) -> str:
     w.line("total = total * shrink[:, None] + weight" if is_decode else "total = total * shrink + tl.sum(weight, 1)")
     w.line(f"acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None]{_precision(shape)})")
     w.line("return acc, total, raised")
-    signature = f"q, acc, total, highest, k, v, key, position, {_slope(shape)}end, MASKED: tl.constexpr"
+    signature = f"q, acc, total, highest, k, v, key, position, {slope_argument(shape)}end, MASKED: tl.constexpr"
     return f"@triton.jit\ndef attend_block({signature}):\n{w.text}"
 
 
@@ -187,5 +188,6 @@ def _precision(shape: AttendShape) -> str:
     return ', input_precision="ieee"' if shape.dtype == "f32" else ""
 
 
-def _slope(shape: AttendShape) -> str:
+def slope_argument(shape: AttendShape) -> str:
+    """What functions over keys take where there are slopes."""
     return "slope, " if shape.has_slopes else ""

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_last_block, first_page, is_one_page, scale_scores
+from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_last_block, first_page, is_one_page, scale_scores, slope_argument
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Element, Evaluator, LoopedRow, WholeRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
@@ -93,8 +93,8 @@ class _Maker:
         else:
             emit_last_block(w, shape, self.tile)
             self._start_sums(w, lanes=True)
-        sums, slope = "acc, total, highest", "slope, " if shape.has_slopes else ""
-        w.line(f"{sums} = attend_block(query, {sums}, tail_keys, tail_values, tail + lane[None, :], position, {slope}end, MASKED=True)")
+        sums, block = "acc, total, highest", "tail_keys, tail_values, tail + lane[None, :]"
+        w.line(f"{sums} = attend_block(query, {sums}, {block}, position, {slope_argument(shape)}end, MASKED=True)")
         self._attend(w, "begin", "tail", masked=shape.window is not None)
         w.line("total = tl.sum(total, 1)")
         w.line("result = acc / tl.where(total > 0.0, total, 1.0)[:, None]")
@@ -335,9 +335,8 @@ class _Maker:
         w.line('highest = tl.full([BLOCK_M], float("-inf"), tl.float32)')
 
     def _attend(self, w: Writer, begin: str, end: str, *, masked: bool) -> None:
-        slope = "slope, " if self.shape.has_slopes else ""
         blocks = "key_blocks, value_blocks, first_row, " if self.copies_blocks else ""
-        arguments = f"query, acc, total, highest, keys, values, {blocks}table, page, position, {slope}{begin}, {end}, last"
+        arguments = f"query, acc, total, highest, keys, values, {blocks}table, page, position, {slope_argument(self.shape)}{begin}, {end}, last"
         w.line(f"acc, total, highest = attend_keys({arguments}, BLOCK_N, BLOCK_D, BLOCK_E, MASKED={masked})")
 
     def _write_outputs(self, w: Writer, tile: str, token: str, head: str, present: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from tilewright.codegen.tile_moves import TEMPLATES, Move
 from tilewright.codegen.tiles import AttendTile, LinearTile
 from tilewright.ir.errors import CodegenError, EngineError
 from tilewright.ir.opdef import suggest
-from tilewright.ir.plain_json import decode
+from tilewright.ir.plain_json import decode, schema_of
 
 SCHEMA = 1
 SHIPPED = Path(__file__).parent / "tuned"
@@ -89,7 +89,7 @@ class ChoiceFile:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or f"it is not JSON: {error}"
             raise CodegenError(where, f"cannot be read ({reason})", "pass a file that `tilewright build --tune` wrote") from error
-        schema = data.get("schema") if isinstance(data, dict) else None
+        schema = schema_of(data)
         if schema != SCHEMA:
             raise CodegenError(where, f"has schema {schema!r}, this version reads schema {SCHEMA}", "tune again")
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tilewright.ir.errors import EngineError
-from tilewright.ir.plain_json import decode
+from tilewright.ir.plain_json import decode, schema_of
 
 SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
@@ -281,7 +281,7 @@ class Manifest:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
             raise EngineError(f"engine {directory}", f"{MANIFEST_FILE} is not JSON ({error})", "rebuild the engine") from error
-        schema = data.get("schema") if isinstance(data, dict) else None
+        schema = schema_of(data)
         if schema != SCHEMA:
             remedy = f"rebuild it with: tilewright build MODEL {directory}"
             raise EngineError(f"engine {directory}", f"has schema {schema!r}, this version reads schema {SCHEMA}", remedy)

@@ -22,6 +22,11 @@ def decode(kind: Any, data: Any, where: str) -> Any:
         raise EngineError(where + misfit.path, misfit.problem, "rebuild the engine") from None
 
 
+def schema_of(data: Any) -> Any:
+    """The schema that a file's JSON gives itself; None where it gives none."""
+    return data.get("schema") if isinstance(data, dict) else None
+
+
 class _Misfit(Exception):
     def __init__(self, problem: str, path: str = "") -> None:
         self.problem, self.path = problem, path

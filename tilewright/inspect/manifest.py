@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tilewright.ir.errors import EngineError
 from tilewright.ir.manifest import MANIFEST_FILE
-from tilewright.ir.plain_json import decode
+from tilewright.ir.plain_json import decode, schema_of
 from tilewright.ir.records import as_tuple, fold_records, unfold_records
 
 SCHEMA = 1
@@ -53,7 +53,7 @@ class InspectManifest:
             data = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise EngineError(where, f"{MANIFEST_FILE} cannot be read ({error})", "build the engine again") from error
-        schema = data.get("schema") if isinstance(data, dict) else None
+        schema = schema_of(data)
         if schema != SCHEMA:
             problem = f"has inspection schema {schema!r}, this version reads schema {SCHEMA}"
             raise EngineError(where, problem, "build the engine again, or read it with the version that wrote it")

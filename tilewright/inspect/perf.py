@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from tilewright.inspect.profile import Profile, profile_decode, profile_prompt
+from tilewright.inspect.profile import Profile, least_us, profile_decode, profile_prompt
 from tilewright.inspect.run import Run
 from tilewright.inspection import library_versions, producer
 from tilewright.ir.errors import EngineError, TilewrightError
 from tilewright.ir.manifest import SAMPLING
-from tilewright.ir.plain_json import decode
+from tilewright.ir.plain_json import decode, schema_of
 from tilewright.measure import measure_compute_limit, measure_read_limit
 from tilewright.runtime import LLM
 from tilewright.runtime.dtypes import TORCH_DTYPES
@@ -67,9 +67,7 @@ class RecordedProfile:
 
     def least_us(self, launch: RecordedLaunch) -> float | None:
         """What the machine's limits leave a launch at least; None where they are not known."""
-        if self.read_limit is None:
-            return None
-        return max(launch.num_bytes / self.read_limit, launch.operations / self.compute_limit if self.compute_limit else 0.0) * 1e6
+        return least_us(launch.num_bytes, launch.operations, self.read_limit, self.compute_limit)
 
 
 def profile_here(llm: LLM, *, batch: int = 1, context: int = CONTEXT, prompt: int | None = None, sampling: str = "greedy") -> Profile:
@@ -124,7 +122,7 @@ def read_profile(file: Path) -> RecordedProfile:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EngineError(str(file), f"cannot be read ({error})", remedy) from error
-    schema = data.get("schema") if isinstance(data, dict) else None
+    schema = schema_of(data)
     if schema != SCHEMA:
         raise EngineError(str(file), f"has profile schema {schema!r}, this version reads schema {SCHEMA}", remedy)
     return decode(RecordedProfile, data, str(file))

@@ -71,15 +71,20 @@ class Profile:
 
     def least_us(self, time: LaunchTime) -> float | None:
         """What the machine's limits leave a launch at least; None where they are not known."""
-        if self.limit is None:
-            return None
-        return max(time.num_bytes / self.limit, time.operations / self.compute_limit if self.compute_limit else 0.0) * 1e6
+        return least_us(time.num_bytes, time.operations, self.limit, self.compute_limit)
 
     @property
     def sampling_us(self) -> float | None:
         """Of the launches that sample; None where torch samples, which is timed with the host."""
         times = [t.us for t in self.times if t.samples]
         return sum(times) if times else None
+
+
+def least_us(num_bytes: int, operations: int, read_limit: float | None, compute_limit: float | None) -> float | None:
+    """Microseconds that a machine takes at least, by what it reads and computes in a second; None where that is not known."""
+    if read_limit is None:
+        return None
+    return max(num_bytes / read_limit, operations / compute_limit if compute_limit else 0.0) * 1e6
 
 
 def profile_decode(
