@@ -87,8 +87,8 @@ def compile_built(builts: Sequence[Built], arch: str, jobs: int = 0) -> list[str
 
 
 # -- on the GPU -----------------------------------------------------------------------------------------------------------------
-def operands_of(built: Built, copies: int = 0) -> Operands:
-    return Operands(built.plan, built.step, copies=copies)
+def operands_of(built: Built) -> Operands:
+    return Operands(built.plan, built.step)
 
 
 class Loaded(LoadedKernels):

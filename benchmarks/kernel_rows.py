@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 HIDDEN, INTERMEDIATE, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 4096, 14336, 128256, 32, 8, 128
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-LAYERS = 32
 TOKENS = {"bf16": (1, 8, 16, 32, 64, 128, 256, 2048), "i8": (1, 8, 16, 32, 64, 128, 256)}
 MOST_HEAD_TOKENS = 256
 Peer = Callable[[dict[str, torch.Tensor]], torch.Tensor]  # of the arguments by parameter name

@@ -1,9 +1,9 @@
-"""Single kernels in CUDA graphs, with cold weights, beside cuBLAS and torch's attention, for Llama-3-8B shapes; and a layer's products in a chain.
+"""Single kernels in CUDA graphs, with cold weights, beside cuBLAS and torch's attention, for Llama-3-8B shapes.
 
 `python benchmarks/kernels.py --early`, or where the package is not installed `python .ci/link_rooms.py; PYTHONPATH=build/rooms python …`.
- `--only PATTERN` picks rows whose name fits it, as in `--only "i8 T=1$"`; `--early` launches as the engine does; `--chain` times products of whole
- layers one after the other; `--sweep` tries tile sizes and prints the best (with `--chain` in the chain, product by product); `--compile-only sm_90`
- needs no GPU: what it compiles is found in the cache by a later run of the same Triton. Tiles print as fields of codegen/tiles.py.
+ `--only PATTERN` picks rows whose name fits it, as in `--only "i8 T=1$"`; `--early` launches as the engine does; `--sweep` tries tile sizes and
+ prints the best; `--compile-only sm_90` needs no GPU: what it compiles is found in the cache by a later run of the same Triton. Tiles print as
+ fields of codegen/tiles.py. chain.py times kernels among their neighbours.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from kernel_bench import Built, Config, Loaded, compile_built, dense, expect, measure_error, operands_of, plan_row
-from kernel_rows import LAYERS, TOKENS, Row, attend_rows, layer_rows, linear_rows
+from kernel_rows import Row, attend_rows, linear_rows
 
 from tilewright.codegen.candidates import Candidate, list_candidates
 from tilewright.graph_timing import time_graph
 from tilewright.measure import measure_read_limit
 
-CHAIN_LAYERS = 4  # of their own weights: far more than the cache holds
 WRONG = 2e-2  # relative error that no rounding explains
 
 
 def main() -> None:
     args = parse_arguments()
-    chains = [c for c in all_chains() if re.search(args.only, c[0])] if args.chain else []
-    chosen = [row for _, layer in chains for row in layer] or [row for row in (*linear_rows(), *attend_rows()) if re.search(args.only, row.name)]
+    chosen = [row for row in (*linear_rows(), *attend_rows()) if re.search(args.only, row.name)]
     arch = args.compile_only or "sm_{}{}".format(*torch.cuda.get_device_capability())
     started = time.perf_counter()
     builts = {row.name: build(row, arch, args) for row in chosen}
@@ -40,10 +38,6 @@ def main() -> None:
         return
     limit = measure_read_limit()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; read limit {limit / 1e12:.2f} TB/s", flush=True)
-    if args.chain:
-        for name, layer in chains:
-            guarded(name, lambda name=name, layer=layer: run_chain(name, [builts[row.name] for row in layer], limit))
-        return
     if not args.sweep:
         print(f"{'kernel':20} {'us':>8} {'TB/s':>6} {'TFLOP/s':>8} {'of read':>7}  {'peer us':>8} {'ratio':>5}  {'error':>8}  tile")
     for row in chosen:
@@ -54,7 +48,6 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", metavar="PATTERN")
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--chain", action="store_true", help="implies --early; rows are named like 'bf16 T=16'")
     parser.add_argument("--early", action="store_true", help="with programmatic dependent launch")
     parser.add_argument("--set", default="", metavar="TILE", help="fields of tiles: 'num_stages=4; out: splits=4 block_n=128'")
     parser.add_argument("--compile-only", default="", metavar="ARCH")
@@ -64,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def build(row: Row, arch: str, args: argparse.Namespace) -> list[Built]:
     """The row with its default tile, as the command line has it; with --sweep, the tuner's candidates beside it."""
-    plan, named = plan_row(row, arch, early=args.early or args.chain)
+    plan, named = plan_row(row, arch, early=args.early)
     moves = [c.move for c in list_candidates(plan)] if args.sweep else [{}]
     return [Built(row, Candidate.of(plan, {**move, **overridden(row, args)}), named) for move in moves]
 
@@ -133,44 +126,6 @@ def print_best(name: str, results: list[tuple[float, Built]], default: Built, bo
 def ranked(results: list[tuple[float, Built]], default: Built) -> Iterator[tuple[str, tuple[float, Built]]]:
     yield from (("default", result) for result in results if result[1] is default)
     yield from (("best", result) for result in sorted(results, key=lambda r: r[0])[:5])
-
-
-# -- chain ----------------------------------------------------------------------------------------------------------------------
-def all_chains() -> Iterable[tuple[str, list[Row]]]:
-    return [(f"{encoding} T={t}", list(layer_rows(t, encoding))) for encoding, sizes in TOKENS.items() for t in sizes if t <= 256]
-
-
-def run_chain(name: str, layer: Sequence[Sequence[Built]], limit: float) -> None:
-    """Times CHAIN_LAYERS layers of products; with candidates beside the defaults, takes over those that make the whole faster, product by product."""
-    operands = [operands_of(builts[0], CHAIN_LAYERS) for builts in layer]
-    chosen = [Loaded(builts[0], own) for builts, own in zip(layer, operands)]
-    expected = [expect(builts[0], own) for builts, own in zip(layer, operands)]
-    bound = sum(builts[0].row.bytes for builts in layer) / limit * 1e6
-
-    def measure() -> float:
-        def run(index: int) -> None:
-            for loaded in chosen:
-                loaded.run(index)
-
-        return time_graph(run, 2 * CHAIN_LAYERS, replays=8)
-
-    best = measure()
-    alone = [time_graph(loaded.run, 40, replays=6) for loaded in chosen]
-    print(f"chain {name} layer_us={best:.2f} of_read={bound / best:.3f} layers_ms={best * LAYERS / 1e3:.3f} "
-          f"alone_us={'+'.join(f'{us:.1f}' for us in alone)}={sum(alone):.1f}", flush=True)  # fmt: skip
-    for place, builts in enumerate(layer):
-        results = [(best, chosen[place].built)]
-        for built in (b for b in builts[1:] if b.candidate.compiled):
-            chosen[place] = Loaded(built, operands[place])
-            error = measure_error(chosen[place], expected[place])
-            if not error < WRONG:
-                print(f"WRONG {built.row.name} error={error:.1e} {built.tile}")
-                continue
-            results.append((measure(), built))
-        best, winner = min(results, key=lambda r: r[0])
-        chosen[place] = Loaded(winner, operands[place])
-        if len(results) > 1:
-            print_best(f"{builts[0].row.name} in chain", results, builts[0], bound)
 
 
 if __name__ == "__main__":

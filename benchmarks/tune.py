@@ -38,13 +38,12 @@ class Model:
     name: str
     limits: Limits
     plans: list[KernelPlan]  # those with tiles
-    launches: dict[str, Counter[str]]  # by program, then by the plan's name
+    launches: dict[str, list[str]]  # names of plans in launch order, by program
 
 
 def main() -> None:
     args = parse_arguments()
-    target = args.compile_only or choose_target("cuda")
-    models = [plan_model(shape, quantize, target, args) for shape in args.shapes for quantize in args.quantize]
+    target, models = plan_models(args)
     if args.compile_only:
         candidates = [c for model in models for plan in model.plans for c in list_candidates(plan, args.candidates)]
         started = time.perf_counter()
@@ -60,6 +59,15 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    add_model_arguments(parser)
+    parser.add_argument("--seconds", type=float, default=540.0, help="for each model; no kernel is begun after that long")
+    parser.add_argument("--candidates", type=int, default=64, help="of a kernel")
+    parser.add_argument("--write", metavar="FOLDER", help="add the choices to the file of this GPU there")
+    parser.add_argument("--all", action="store_true", help="print every trial")
+    return parser.parse_args()
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", nargs="+", default=["llama-3-8b"], choices=list(SHAPES))
     parser.add_argument("--quantize", nargs="+", default=["none"], help="none, int8 or another scheme")
     parser.add_argument("--deterministic", action="store_true")
@@ -67,13 +75,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-input-len", type=int, default=1024)
     parser.add_argument("--max-output-len", type=int, default=1024)
     parser.add_argument("--max-tokens", type=int, default=2048)
-    parser.add_argument("--seconds", type=float, default=540.0, help="for each model; no kernel is begun after that long")
-    parser.add_argument("--candidates", type=int, default=64, help="of a kernel")
-    parser.add_argument("--write", metavar="FOLDER", help="add the choices to the file of this GPU there")
-    parser.add_argument("--all", action="store_true", help="print every trial")
     parser.add_argument("--compile-only", default="", metavar="ARCH")
     parser.add_argument("--jobs", type=int, default=0)
-    return parser.parse_args()
+
+
+def plan_models(args: argparse.Namespace) -> tuple[str, list[Model]]:
+    """The target, and each shape in each kind of weights."""
+    target = args.compile_only or choose_target("cuda")
+    return target, [plan_model(shape, quantize, target, args) for shape in args.shapes for quantize in args.quantize]
 
 
 def plan_model(shape: str, quantize: str, target: str, args: argparse.Namespace) -> Model:
@@ -91,7 +100,7 @@ def plan_model(shape: str, quantize: str, target: str, args: argparse.Namespace)
     options = {"target": target, "limits": limits, "deterministic": args.deterministic}
     plans = [plan for plan in list_plans(schedules, **options) if plan.template in TEMPLATES]
     programs = lower(optimized.graph, schedules, **options).programs
-    return Model(f"{shape} {quantize}", limits, plans, {p.name: Counter(launch.kernel for launch in p.launches) for p in programs})
+    return Model(f"{shape} {quantize}", limits, plans, {p.name: [launch.kernel for launch in p.launches] for p in programs})
 
 
 def measure(model: Model, timer: GpuTimer, args: argparse.Namespace) -> None:
@@ -119,7 +128,7 @@ def print_programs(model: Model, tuning: Tuning) -> None:
     """Heavy kernels of a step, one after the other."""
     choices = {plan.name: tuning.measured[key_of(plan)].choice for plan in model.plans if key_of(plan) in tuning.measured}
     for program, launches in model.launches.items():
-        known = [(choices[name], count) for name, count in launches.items() if name in choices]
+        known = [(choices[name], count) for name, count in Counter(launches).items() if name in choices]
         before, after = (sum(time_of(c) * count for c, count in known) / 1e3 for time_of in (lambda c: c.default_us, lambda c: c.us))
         if known:
             print(f"  program {program:12} {before:8.3f} ms, tuned {after:8.3f} ms: the default is {before / after - 1:.1%} slower", flush=True)

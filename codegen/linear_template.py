@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
-from tilewright.codegen.evaluator import Evaluator, LoopedRow, even_odd, mask_text
+from tilewright.codegen.evaluator import Evaluator, LoopedRow, WholeRow, even_odd, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
 from tilewright.codegen.hoist import HoistingWriter
 from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
 from tilewright.codegen.source import template
-from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, override
+from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, next_power_of_two, override
 from tilewright.codegen.word_weights import BLOCK, DTYPES, ORDER, WORDS, Arrangement, convert_words, join_all
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
@@ -141,7 +141,7 @@ class _Kernel:
         if self.splits > 1:
             self.constants["SPLITS"] = self.splits
         self.w = HoistingWriter((*self.parameters, *self.constants, *LOCALS))
-        reducer = LoopedRow(tile.block_m, tile.block_k)
+        reducer = WholeRow(self._whole_row) if self.is_whole else LoopedRow(tile.block_m, tile.block_k)
         self.aheads = [self.w.fresh("ahead") for _ in range(tile.block_k // BLOCK)] if self.is_direct else []
         self.e = Evaluator(product.plan, self.w, reducer, notes)
         self.stored = StoredEvaluator(product.plan, self.w, reducer, notes)
@@ -149,6 +149,11 @@ class _Kernel:
     @property
     def is_vector(self) -> bool:
         return self.tile.block_m == 1
+
+    @property
+    def is_whole(self) -> bool:
+        """One step does: the row of x is in registers, and read once for norms and product."""
+        return self.is_vector and self.product.k <= self.tile.block_k
 
     @property
     def _is_bounded(self) -> bool:
@@ -186,25 +191,33 @@ class _Kernel:
         column = self._columns()
         self._locate_weight()
         w.line("depth = tl.arange(0, BLOCK_K)[None, :]")
-        passes_end = k > tile.block_k or k % tile.block_k != 0
-        w.line(f"ahead = {self._weight_tile('', passes_end=passes_end)}")
+        w.line(f"ahead = {self._weight_tile('', passes_end=k < tile.block_k)}")
+        self._load_weights_early(ZERO, column)
         self._wait()
-        self._hoist_rows(ZERO)
+        if not self.is_whole:
+            self._hoist_rows(ZERO)
         self._load_epilogue_early(ZERO, column)
         w.line(f"acc = tl.zeros([BLOCK_N, {self._in_words('BLOCK_K')}], tl.float32)")
         if self.is_biased:
             w.line(f"x_sum = tl.zeros([1, {self._in_words('BLOCK_K')}], tl.float32)")
-        if k <= tile.block_k:
+        if self.is_whole:
             self._accumulate("ahead", self._at_k(ZERO))
         else:
             with w.block(f"for start in range(0, {k}, BLOCK_K):"):
                 w.line("current = ahead")
                 w.line("depth = start + tl.arange(0, BLOCK_K)[None, :]")
-                w.line(f"ahead = {self._weight_tile('start + BLOCK_K', passes_end=passes_end)}")
+                w.line(f"ahead = {self._weight_tile('start + BLOCK_K', passes_end=True)}")
                 self._accumulate("current", self._at_k(ZERO))
-        bias = " - 128.0 * tl.sum(x_sum, 1)" if self.is_biased else ""
-        w.line(f"acc = (tl.sum(acc, 1){bias})[None, :]")
+        bias = " - 128.0 * x_sum" if self.is_biased else ""
+        w.line(f"acc = tl.sum(acc{bias}, 1)[None, :]")
         self._write_outputs(ZERO, column)
+
+    def _whole_row(self, width: int) -> Index:
+        """The columns of a row of x, or of another one that x is made of."""
+        if width == self.product.k:
+            return self._at_k(ZERO).column
+        text = f"tl.arange(0, {next_power_of_two(width)})[None, :]"
+        return Index(text, () if next_power_of_two(width) == width else (self.w.let("inside", f"{text} < {width}"),))
 
     @property
     def is_biased(self) -> bool:
@@ -247,6 +260,8 @@ class _Kernel:
         first_k, stop = self._part_of_k()
         if self.is_direct:
             self._load_ahead(first_k, "")
+        if self._has_one_row_of_tiles:  # larger tiles leave no registers for it
+            self._load_weights_early(row, column)
         self._wait()
         self._hoist_rows(row)
         w.line(f"acc = tl.zeros([{self._tile_shape}], tl.float32)")
@@ -441,6 +456,26 @@ class _Kernel:
         if not self.product.is_plain:
             with self.w.hoisting("k_probe"):
                 self.e.value(self.product.x, At(row, Index("k_probe")))
+
+    def _load_weights_early(self, row: Index, column: Index) -> None:
+        """Scales, biases and weights of norms: no kernel writes them, and they come from memory, not from the L2 cache."""
+        product = self.product
+        if product.scale is not None:
+            self.e.load(product.scale, At(ZERO, column))
+        if product.bias is not None and self._is_vector_of_weights(product.bias):
+            self.e.value(product.bias, At(ZERO, column))
+        wide = [op for op in product.plan.ops if op.types[0].rank == 2 and op.op not in (*VIEWS, "gated") and op is not product.plan.anchor_op]
+        along_x = [op for op in product.plan.cone(product.x) if op in wide and width_of(op.types[0]) == product.k] if self.is_whole else []
+        places = [(op, self._at_k(ZERO)) for op in along_x]
+        whole, half = self._places(row, column)
+        places += [(op, half if op.result in product.halved else whole) for op in wide if op.result in product.after]
+        for op, at in places:
+            for value in (v for v in op.operands if v is not None and self._is_vector_of_weights(v)):
+                self.e.value(value, broadcast_at(product.plan.type_of(value), op.types[0], at))
+
+    def _is_vector_of_weights(self, value: int) -> bool:
+        plan = self.product.plan
+        return plan.producer(value) is None and plan.type_of(value).rank == 1 and plan.carrier(value).role == "weight"
 
     def _load_epilogue_early(self, row: Index, column: Index) -> None:
         """Operands of the epilogue are on their way while the weight streams."""

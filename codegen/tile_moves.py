@@ -63,10 +63,11 @@ def _linear_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
 
 def _vector_moves(k: int, weight_bytes: int) -> Iterator[Move]:
     whole = max(32, next_power_of_two(k))
-    steps = [step for step in (512, 1024, 2048, 4096) if step <= whole] or [whole]
-    fewest, most = 16 if k >= 1024 else 2, 64 if weight_bytes == 1 else 32
-    for rows, step, warps in itertools.product((4, 8) if weight_bytes == 1 else (2, 4, 8), steps, (1, 2, 4, 8, 16)):
-        if fewest <= rows * step // (warps * 32) <= most and (warps >= 4 or k < 4096):
+    steps = sorted({*(step for step in (512, 1024, 2048, 4096) if step <= whole), whole} - ({whole} if whole > 8192 else set()))
+    fewest, most = 16 if k >= 1024 else 2, 128 if weight_bytes == 1 else 64
+    for rows, step, warps in itertools.product((2, 4, 8) if k < 8192 else (4, 8), steps, (1, 2, 4, 8, 16)):
+        held = rows * step // (warps * 32)  # elements of the weight that a thread has on their way; more of them pay where one step does
+        if fewest <= held <= (most if step == whole else most // 2) and (warps >= 4 or step == whole or k < 4096):
             yield {"block_n": rows, "block_k": step, "num_warps": warps}
     if weight_bytes == 1:
         yield {"biased": 0}

@@ -64,18 +64,26 @@ def override(tile: Tile, config: Mapping[str, int]) -> Tile:
 
 
 # -- matrix-vector product ------------------------------------------------------------------------------------------------------
-# Bytes of a weight element -> (smallest K, rows, step over K, warps), the first that fits: the best of chains of layers, as benchmarks/kernels.py
-# --chain --sweep times them. Long contiguous reads matter most.
-_MATVEC: dict[int, tuple[tuple[int, int, int, int], ...]] = {
-    1: ((12288, 4, 2048, 4), (8192, 4, 4096, 8), (4096, 8, 2048, 8), (1024, 8, 1024, 4), (0, 8, 512, 2)),
-    2: ((12288, 4, 1024, 8), (8192, 4, 2048, 4), (4096, 4, 2048, 8), (1024, 4, 1024, 4), (0, 4, 512, 2)),
-    4: ((2048, 4, 1024, 8), (0, 4, 512, 4)),
+# Bytes of a weight element -> (smallest K, smallest N, rows, step over K, warps), the first that fits: the best of whole decode steps, as
+# benchmarks/chain.py --sweep times them. Long contiguous reads matter most.
+_MATVEC: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
+    1: ((12288, 0, 4, 2048, 4), (8192, 0, 4, 4096, 8), (4096, 16384, 8, 4096, 8), (4096, 0, 8, 2048, 8), (1024, 0, 8, 1024, 4), (0, 0, 8, 512, 2)),
+    2: ((12288, 0, 4, 1024, 8), (8192, 0, 4, 2048, 4), (4096, 0, 4, 2048, 8), (1024, 0, 4, 1024, 4), (0, 0, 4, 512, 2)),
+    4: ((2048, 0, 4, 1024, 8), (0, 0, 4, 512, 4)),
 }
+# A weight with this many bytes for each core at most is on its way as a whole before the wait for the kernel before.
+_HELD_BYTES, _HELD_ELEMENTS = 64 << 10, 32  # of a core, of a thread
+_LEAST_HELD_K, _MOST_HELD_K, _HELD_PROGRAMS = 1024, 4096, 6  # programs of a core that hide how uneven they are
 
 
-def choose_matvec(k: int, weight_bytes: int) -> LinearTile:
-    _, rows, step, warps = next(entry for entry in _MATVEC[weight_bytes] if k >= entry[0])
-    fitting = min(step, max(32, next_power_of_two(k)))
+def choose_matvec(n: int, k: int, weight_bytes: int, arch: int) -> LinearTile:
+    num_cores, whole = machine(arch).num_cores, next_power_of_two(k)
+    fits = _LEAST_HELD_K <= k <= _MOST_HELD_K and 4 * k >= 3 * whole and weight_bytes <= 2
+    if fits and n * k * weight_bytes <= _HELD_BYTES * num_cores:
+        rows = 4 if n >= 4 * _HELD_PROGRAMS * num_cores else 2
+        return LinearTile(1, rows, whole, rows * whole // (32 * _HELD_ELEMENTS), 1)
+    _, _, rows, step, warps = next(entry for entry in _MATVEC[weight_bytes] if k >= entry[0] and n >= entry[1])
+    fitting = min(step, max(32, whole))
     return LinearTile(1, rows, fitting, max(1, warps * fitting // step), 1)
 
 
@@ -119,7 +127,7 @@ _EXACT: _Sizes = (32, 32, 32, 4, 2)  # f32 without tensor cores
 def choose_linear(tokens: int, n: int, k: int, weight_bytes: int, dtype: str, arch: int) -> LinearTile:
     """tokens: the most that a step has."""
     if tokens == 1:
-        return choose_matvec(k, weight_bytes)
+        return choose_matvec(n, k, weight_bytes, arch)
     if dtype == "f32":
         block_m, block_n, block_k, warps, stages = _EXACT
         return _fit_k(LinearTile(block_m, block_n, block_k, warps, stages, group_m=8), k)

@@ -203,10 +203,37 @@ def test_early_launch_waits_before_it_reads_what_others_made():
     run(RESIDUAL, "%o", 1, dependent_launch=1, block_n=32)
 
 
+@pytest.mark.parametrize("case, tokens, tile", [("gated int8", 1, {}), ("layer norm", 1, {}), ("gated int8", 16, {"block_m": 16, "block_n": 64})])
+def test_what_no_kernel_writes_is_loaded_before_the_wait(case, tokens, tile):
+    _, _, emission = emit_case(make_case(graph(*CASES[case], n=134), "linear", "linear"), Regime("r", "decode", tokens), dependent_launch=1, **tile)
+    text = emission.kernels[0]
+    before, after = text.source.split("gdc_wait()")
+    early = {"weight_scale", "bias", "layer_norm_weight", "layer_norm_bias"}.intersection(text.parameters)
+    assert len(early) >= 2 and all(f"tl.load({name}" in before and f"tl.load({name}" not in after for name in early)
+    assert "tl.load(x " in after and "tl.load(x " not in before
+
+
+@pytest.mark.parametrize("name", ["norm", "layer norm", "gemma norm", "gated int8"])
+def test_one_step_over_k_reads_a_row_once(name):
+    case = make_case(graph(*CASES[name], n=134, k=200), "linear", "linear")
+    _, _, emission = emit_case(case, Regime("r", "decode", 1), block_k=256)
+    source = emission.kernels[0].source
+    assert source.count("tl.load(x ") == 1 and "for " not in source
+    run(*CASES[name], 1, dtype="bf16", n=134, k=200, seed=4, block_k=256, block_n=8)
+
+
 def test_an_output_that_does_not_depend_on_the_product_is_refused():
     stray = graph("%e = exp(%x) : {t}[T, {k}]\n%y = linear(%e, @w) : {t}[T, {n}]", "%y, %e")
     with pytest.raises(CodegenError, match="does not depend on the product"):
         emit_case(make_case(stray, "linear", "linear"), Regime("r", "ragged", 2))
+
+
+def test_a_weight_that_the_cores_hold_at_once_is_read_in_one_step():
+    held = choose_linear(1, 2048, 2048, 2, "bf16", 90)
+    assert (held.block_n, held.block_k, held.num_warps) == (2, 2048, 4)
+    assert choose_linear(1, 2048, 3072, 1, "bf16", 90).block_k == 4096
+    for n, k, weight_bytes in ((16384, 2048, 2), (4096, 4096, 2), (2048, 2100, 1), (2048, 2048, 4)):
+        assert choose_linear(1, n, k, weight_bytes, "bf16", 90).block_k < k, (n, k)
 
 
 def test_small_steps_stream_the_weight_and_large_ones_use_large_tiles():
