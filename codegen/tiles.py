@@ -101,10 +101,10 @@ _STREAM_DEEP: dict[int, _Sizes] = {  # the same where one program a core does, w
     16: (16, 64, 256, 4, 3),
     32: (32, 64, 128, 4, 6),
     64: (64, 64, 128, 4, 5),
-    128: (128, 64, 128, 4, 4),
+    128: (128, 64, 64, 4, 8),
 }
 _DEEP_SHARE = 0.7  # of the cores that have a program then
-_STREAM_WIDE: dict[int, _Sizes] = {128: (128, 128, 128, 8, 3)}  # the same where there are tiles for every core
+_STREAM_WIDE: dict[int, _Sizes] = {128: (128, 128, 64, 8, 6)}  # the same where there are tiles for every core
 _STREAM_WORDS: dict[int, _Sizes] = {  # int8 as its left operand: wider, since tokens are read again for half as many bytes of the weight
     16: (16, 64, 256, 4, 4),
     32: (32, 128, 128, 8, 4),
@@ -120,7 +120,8 @@ _STREAM_RIGHT: dict[int, _Sizes] = {  # machines without wgmma, and int8 on thos
     128: (128, 64, 64, 4, 4),
 }
 _LARGE: _Sizes = (128, 128, 64, 8, 4)
-_LARGE_WIDE: _Sizes = (128, 256, 64, 8, 3)  # where shared memory allows
+_LARGE_WIDE: _Sizes = (128, 256, 64, 8, 3)  # where shared memory allows, and a core is not left with half a tile's work more than with narrow ones
+_WIDE_COST = 1.9  # of a wide tile, in narrow ones
 _EXACT: _Sizes = (32, 32, 32, 4, 2)  # f32 without tensor cores
 
 
@@ -177,8 +178,12 @@ def _choose_deep(tokens: int, n: int, k: int, weight_bytes: int, arch: int) -> L
 
 def _choose_large(tokens: int, n: int, weight_bytes: int, arch: int) -> LinearTile:
     roomy = machine(arch).shared_bytes > 200_000 and weight_bytes == 2
-    tiles_wide = -(-tokens // 128) * -(-n // 256)
-    block_m, block_n, block_k, warps, stages = _LARGE_WIDE if roomy and tiles_wide >= machine(arch).num_cores else _LARGE
+
+    def rounds(size: _Sizes) -> int:
+        return -(-(-(-tokens // size[0]) * -(-n // size[1])) // machine(arch).num_cores)
+
+    is_wide = roomy and rounds(_LARGE_WIDE) * _WIDE_COST <= rounds(_LARGE)
+    block_m, block_n, block_k, warps, stages = _LARGE_WIDE if is_wide else _LARGE
     while stages > 2 and stages * block_k * (block_m * 2 + block_n * 2) > machine(arch).shared_bytes:
         stages -= 1
     return LinearTile(block_m, block_n, block_k, warps, stages, group_m=8)
