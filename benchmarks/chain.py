@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from results_table import describe_machine
@@ -26,7 +26,8 @@ from tilewright.graph_timing import time_graph
 from tilewright.measure import measure_read_limit
 from tilewright.operands import Operands, steps_of
 
-REPLAYS = 6
+REPLAYS, WARM_UPS = 6, 3
+FINALISTS, ROUNDS = 4, 3  # candidates that are timed again, in turn with the default
 WORTH = 0.001  # share of the step that a candidate must save
 
 
@@ -94,35 +95,37 @@ class Chain:
 
     def sweep(self) -> None:
         limit = measure_read_limit()
-        best = self.time()
+        for _ in range(WARM_UPS):
+            best = self.time()
         print(f"  default {best:9.1f} us, {self.bytes / limit * 1e6 / best:.1%} of the read limit ({limit / 1e12:.2f} TB/s)", flush=True)
-        for name, plan in self.plans.items():
-            found = self._sweep(name, best)
-            if len(found) > 1:
-                best = self._take(name, plan, found)
+        for name in (name for name in self.plans if len(self.candidates[name]) > 1):
+            best = self._improve(name)
         print(f"  swept   {best:9.1f} us, {self.bytes / limit * 1e6 / best:.1%}", flush=True)
 
-    def _sweep(self, name: str, best: float) -> list[tuple[float, Candidate, str]]:
-        """Each candidate's time of the whole step."""
-        default, *others = self.candidates[name]
-        right = results(self.loaded[name])
-        found = [(best, default, "")]
+    def _improve(self, name: str) -> float:
+        """Takes over the candidate with which the step is fastest; its time."""
+        plan, (default, *others) = self.plans[name], self.candidates[name]
+        right, rough = results(self.loaded[name]), []
         for candidate in (c for c in others if c.compiled):
             self.loaded[name] = self._load(name, candidate)
-            problem = compare(results(self.loaded[name]), right, rounding_of(self.plans[name]))[1]
-            found.append((float("inf") if problem else self.time(), candidate, problem))
-        return found
-
-    def _take(self, name: str, plan: KernelPlan, found: Sequence[tuple[float, Candidate, str]]) -> float:
-        before = found[0][0]
-        ranked = sorted(found, key=lambda f: f[0])
-        us, winner, _ = ranked[0] if ranked[0][0] < before * (1 - WORTH) else found[0]
+            problem = compare(results(self.loaded[name]), right, rounding_of(plan))[1]
+            if problem:
+                print(f"      WRONG {show_move(candidate)} {problem}", flush=True)
+            else:
+                rough.append((self.time(), len(rough), candidate))
+        finalists = [default, *(candidate for _, _, candidate in sorted(rough)[:FINALISTS])]
+        times: dict[Candidate, list[float]] = {candidate: [] for candidate in finalists}
+        for _ in range(ROUNDS):  # in turn, since clocks fall while the GPU warms
+            for candidate in finalists:
+                self.loaded[name] = self._load(name, candidate)
+                times[candidate].append(self.time())
+        ranked = sorted((statistics.median(found), place, c) for place, (c, found) in enumerate(times.items()))
+        usual = statistics.median(times[default])
+        us, _, winner = ranked[0] if ranked[0][0] < usual * (1 - WORTH) else (usual, 0, default)
         self.loaded[name] = self._load(name, winner)
-        print(f"  {plan.label} T<={plan.max_tokens}, {self.counts[name]} launches: {before:.1f} -> {us:.1f} us")
-        for time_, candidate, _ in ranked[:5]:
+        print(f"  {plan.label} T<={plan.max_tokens}, {self.counts[name]} launches: {usual:.1f} -> {us:.1f} us")
+        for time_, _, candidate in ranked:
             print(f"      {time_:9.1f} {show_move(candidate)}", flush=True)
-        for _, candidate, problem in (f for f in found if f[2]):
-            print(f"      WRONG {show_move(candidate)} {problem}", flush=True)
         return us
 
 
