@@ -1,4 +1,4 @@
-"""Brings the weight files of an engine to a device: each file is read once, and the bytes that are copied are the bytes that are hashed.
+"""Brings the weight files of an engine to a device, and hashes on their way those that nobody else does: the bytes copied are the bytes hashed.
 
 Files are read side by side, each in two buffers: while one is hashed and copied, the next is read. Knows safetensors, no kernel.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -22,9 +21,9 @@ import torch
 from tilewright.ir.errors import EngineError
 from tilewright.ir.manifest import Weight
 from tilewright.runtime.dtypes import TORCH_DTYPES
+from tilewright.runtime.engine_files import MOST_THREADS, check_hash
 from tilewright.runtime.progress import Advance, ignore
 
-MOST_THREADS = 16
 BUFFER_BYTES = 8 << 20
 ALIGNMENT = 256  # bytes; tensors that stand elsewhere in their file are moved, as kernels rely on it
 _DTYPES = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I8": "i8", "BOOL": "i1"}
@@ -41,9 +40,9 @@ class _Placed:
 
 
 class WeightStream:
-    """`hashes` holds the sha256 that each file must have, by name; None: they are not checked."""
+    """`hashes` holds the sha256 that files must have, by name; those of others are not checked."""
 
-    def __init__(self, directory: Path, device: torch.device, hashes: dict[str, str] | None, *, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(self, directory: Path, device: torch.device, hashes: dict[str, str], *, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._directory, self._device, self._hashes = directory, device, hashes
         self._buffer_bytes = buffer_bytes
         if device.type == "cuda":
@@ -74,6 +73,7 @@ class WeightStream:
         return {weight.name: tensors[weight.name] for weight in weights}
 
     def _load_file(self, name: str, weights: list[Weight], lane: _Lane) -> dict[str, torch.Tensor]:
+        expected = self._hashes.get(name)
         try:
             with (self._directory / name).open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -82,12 +82,12 @@ class WeightStream:
                 digest.update(header)
                 block = torch.empty(size - len(header), dtype=torch.uint8, device=self._device)
                 for chunk in lane.copy(file, block):
-                    if self._hashes is not None:
+                    if expected is not None:
                         digest.update(chunk)
         except OSError as error:
             raise EngineError(f"engine {self._directory}", f"{name} cannot be read ({error})", "copy the directory again") from error
-        if self._hashes is not None:
-            check_hash(self._directory, name, self._hashes[name], digest.hexdigest())
+        if expected is not None:
+            check_hash(self._directory, name, expected, digest.hexdigest())
         placed = self._parse_header(name, header, len(block))
         lane.wait()
         return {weight.name: _cut(block, self._find(weight, placed)) for weight in weights}
@@ -114,27 +114,6 @@ class WeightStream:
             found = f"{weight.name} is {tensor.dtype}{list(tensor.shape)} of {tensor.stop - tensor.start} bytes in {weight.file}"
             raise EngineError(f"engine {self._directory}", f"{found}, the manifest says {weight.dtype}{list(weight.shape)}", "rebuild the engine")
         return tensor
-
-
-def read_ahead(directory: Path, names: Iterable[str]) -> None:
-    """Has the system begin to read these files, in a thread of its own, while something else is waited for."""
-
-    def begin() -> None:
-        for name in names:
-            try:
-                with (directory / name).open("rb", buffering=0) as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            except OSError:  # whoever loads the file will say what is wrong with it
-                continue
-
-    if hasattr(os, "posix_fadvise"):
-        threading.Thread(target=begin, name="read-ahead", daemon=True).start()
-
-
-def check_hash(directory: Path, name: str, expected: str, found: str) -> None:
-    if found != expected:
-        problem = f"{name!r} has sha256 {found[:12]}…, the manifest says {expected[:12]}…: it was changed or cut short"
-        raise EngineError(f"engine {directory}", problem, "copy the directory again, or rebuild the engine")
 
 
 def _read_header(file: BinaryIO, size: int) -> bytes:
