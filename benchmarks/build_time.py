@@ -67,6 +67,8 @@ def importing(*args):
 
 
 llm.importing_torch = importing
+if len(sys.argv) > 2:
+    engine_files.count_threads = lambda: int(sys.argv[2])
 timed(engine_files, "hash_file", "hashing")
 timed(torch_import, "start_device", "CUDA start")
 loaded = tw.LLM(sys.argv[1])
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--target", default=None)
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--scratch", help="folder that keeps checkpoints and engines")
+    parser.add_argument("--hash-threads", help="that many hash files while torch is imported (default: as many as a user's load has)")
     parser.add_argument("--load-only", action="store_true", help="use engines that stand in the scratch folder, and time only their loading")
     parser.add_argument("--write", action="store_true", help="append to RESULTS.md")
     args = parser.parse_args()
@@ -122,7 +125,8 @@ def measure_shape(shape: str, args: argparse.Namespace, builds: list[list[str]],
             for cache in ("cold", "warm"):
                 if cache == "cold":
                     drop_from_cache(engine)
-                parts = json.loads(watch([sys.executable, "-c", FIRST_TOKEN, str(engine)]).output.splitlines()[-1])
+                command = [sys.executable, "-c", FIRST_TOKEN, str(engine), *([args.hash_threads] if args.hash_threads else [])]
+                parts = json.loads(watch(command).output.splitlines()[-1])
                 loads.append(show(LOAD_COLUMNS, [shape, name, cache, *(f"{parts.get(part, 0.0):.2f}" for part in (*PARTS, *BESIDE))]))
 
 

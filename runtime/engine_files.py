@@ -150,6 +150,6 @@ def read_ahead(path: Path) -> None:
 
 
 def count_threads() -> int:
-    """One for each core that this process may use, but for the one that imports."""
+    """One for every other core that this process may use: two may share one's units, and the import, which is waited for, needs its own."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_THREADS, max(1, cores - 1))
+    return min(MOST_THREADS, max(1, cores // 2))

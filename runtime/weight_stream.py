@@ -10,10 +10,10 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import torch
@@ -54,16 +54,17 @@ class WeightStream:
         for weight in weights:
             by_file.setdefault(weight.file, []).append(weight)
         count = min(MOST_THREADS, os.cpu_count() or 1, len(by_file))
-        lanes: SimpleQueue[_Lane] = SimpleQueue()
-        for _ in range(count):
-            lanes.put(_Lane(self._device, self._buffer_bytes))
+        lanes: list[_Lane] = []  # that no thread uses
 
         def load_file(name: str) -> dict[str, torch.Tensor]:
-            lane = lanes.get()
+            try:
+                lane = lanes.pop()
+            except IndexError:  # threads make one each, while others read already
+                lane = _Lane(self._device, self._buffer_bytes)
             try:
                 return self._load_file(name, by_file[name], lane)
             finally:
-                lanes.put(lane)
+                lanes.append(lane)
 
         tensors: dict[str, torch.Tensor] = {}
         with ThreadPoolExecutor(max(1, count)) as threads:
@@ -138,7 +139,8 @@ class _Lane:
 
     def __init__(self, device: torch.device, buffer_bytes: int) -> None:
         self._on_gpu = device.type == "cuda"
-        self._buffers = [torch.empty(buffer_bytes, dtype=torch.uint8, pin_memory=self._on_gpu) for _ in range(2)]
+        with torch.cuda.device(device) if self._on_gpu else nullcontext():  # a thread's own is the first GPU: pinning would wake it
+            self._buffers = [torch.empty(buffer_bytes, dtype=torch.uint8, pin_memory=self._on_gpu) for _ in range(2)]
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._copied = [torch.cuda.Event() for _ in self._buffers] if self._on_gpu else []
 

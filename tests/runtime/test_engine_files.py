@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 import test_llm
-import toy_engine
 import torch
+import toy_engine
 
 from tilewright.ir.errors import EngineError
 from tilewright.runtime import engine, engine_files, llm, torch_import
