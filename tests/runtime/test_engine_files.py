@@ -201,22 +201,23 @@ def test_what_is_not_begun_is_left_to_the_stream(directory, monkeypatch, damaged
 
 
 def test_a_check_hashes_what_no_thread_has_begun(directory, monkeypatch):
-    busy, threads = threading.Event(), set()
+    begun, busy, found = threading.Event(), threading.Event(), []
 
     def hash_where(path, **options):
-        threads.add(threading.current_thread())
+        found.append((path.name, threading.current_thread() is threading.main_thread()))
         if threading.current_thread() is not threading.main_thread():
+            begun.set()
             assert busy.wait(60)
         return hash_file(path, **options)
 
     monkeypatch.setattr(engine_files, "hash_file", hash_where)
     monkeypatch.setattr(engine_files, "count_threads", lambda: 1)
     with EngineFiles(directory) as files:
-        for _ in range(2):
-            files.check([WEIGHTS])
+        assert begun.wait(60)
+        files.check([WEIGHTS])
         busy.set()
-        files.check([KERNEL])
-    assert threading.main_thread() in threads and len(threads) == 2
+        files.check([KERNEL, WEIGHTS])
+    assert sorted(found) == [("toy.py", False), (WEIGHTS, True)]
 
 
 # -- hashing --------------------------------------------------------------------------------------------------------------------
@@ -265,6 +266,7 @@ def test_cuda_starts_beside_an_import_and_its_thread_ends_with_it(monkeypatch, f
     started, before = [], set(threading.enumerate())
 
     def start(ordinal):
+        threading.Event().wait(0.05)  # longer than the import that it goes on beside
         started.append((ordinal, threading.current_thread().name))
         if fails:
             raise EngineError("CUDA driver", "libcuda.so.1 does not load")
@@ -280,3 +282,32 @@ def test_cuda_starts_beside_an_import_and_its_thread_ends_with_it(monkeypatch, f
         raise KeyError
     assert started == [(1, "start-cuda")] and gc.isenabled() and set(threading.enumerate()) == before
     assert os.environ["CUDA_MODULE_LOADING"] == "EAGER"
+
+
+def generation_of(thing):
+    return next((age for age in range(3) if any(thing is one for one in gc.get_objects(age))), None)  # None: frozen
+
+
+def test_what_an_import_makes_is_old_at_once():
+    with torch_import.paused_collector():
+        made = [[]]
+        assert generation_of(made) == 0
+    assert generation_of(made) == 2 and gc.isenabled() and gc.get_freeze_count() == 0
+
+
+def test_what_is_frozen_stays_so_and_a_collector_that_rests_goes_on_resting():
+    kept = [[]]
+    gc.freeze()
+    try:
+        with torch_import.paused_collector():
+            pass
+        assert gc.isenabled() and generation_of(kept) is None
+    finally:
+        gc.unfreeze()
+    gc.disable()
+    try:
+        with torch_import.paused_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
