@@ -39,7 +39,8 @@ class EngineFiles:
         self.weights = list(dict.fromkeys(weight.file for weight in self.manifest.weights))  # names of files
         self._states = check_names(self.manifest, self.directory)
         self._verify = verify
-        self._digests: dict[str, Future[str]] = {}  # by name, of files that are hashed here
+        self._digests: dict[str, Future[str]] = {}  # by name
+        self._left: set[str] = set()  # names of files that are hashed elsewhere
         self._stopped = threading.Event()
         self._threads = ThreadPoolExecutor(count_threads(), thread_name_prefix="engine-files")
 
@@ -59,10 +60,9 @@ class EngineFiles:
 
     def leave(self, names: Iterable[str]) -> dict[str, str]:
         """Gives up the hashing of those files that have not been begun, for who reads them to do it on the way: their hashes, by name."""
-        left = [name for name in names if name in self._digests and self._digests[name].cancel()]
-        for name in left:
-            del self._digests[name]
-        return {name: self.manifest.files[name] for name in left}
+        left = {name: self.manifest.files[name] for name in names if self._verify and self._digests[name].cancel()}
+        self._left.update(left)
+        return left
 
     def check(self, names: Iterable[str], advance: Advance = ignore) -> None:
         """Waits for the digests of these files, and helps. Raises EngineError for one that is not what the manifest says.
@@ -70,7 +70,7 @@ class EngineFiles:
         Those that were left are not looked at.
         """
         for name in names:
-            if name in self._digests:
+            if self._verify and name not in self._left:
                 check_hash(self.directory, name, self.manifest.files[name], self._finish(name))
                 if read_state(self.directory, name) != self._states[name]:
                     problem = f"{name!r} was written to while it was loaded"

@@ -100,6 +100,11 @@ def test_nothing_is_hashed_where_that_is_not_wanted(directory, monkeypatch):
     assert LLM(directory, verify=False).engine.weights.keys() == {"table", "places", "qkv", "head"}
 
 
+def test_files_whose_hashing_was_never_begun_do_not_pass_for_checked(directory):
+    with pytest.raises(KeyError, match=KERNEL):
+        Engine.from_files(EngineFiles(directory))
+
+
 # -- files that are not what the manifest says ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [WEIGHTS, KERNEL])
 @pytest.mark.parametrize("edit", [lambda data: data[:-1], lambda data: data[:7], lambda data: b"", lambda data: b"#" + data[1:]])
