@@ -20,15 +20,19 @@ from random_checkpoint import SHAPES, write_checkpoint
 from results_table import report, show
 from scratch import open_scratch
 
-# Seconds of each part, one after the other. "kernels" is what remains of the engine's loading; modules go to the GPU when they are first bound,
-# which is the cache's part and the first token's.
+# Seconds of each part, one after the other, which add up to the total: "import" ends when all is imported, "digests" is what is waited for them
+# then, and "kernels" what remains of the engine's loading (modules go to the GPU when they are first bound, which is the cache's part and the
+# first token's). Beside them goes what has threads of its own: when hashing ended, counted from the start, and how long CUDA took to start.
 FIRST_TOKEN = """
 import json, sys, time
+from contextlib import contextmanager
+
 started = time.perf_counter()
 import tilewright as tw
 tw.LLM
-parts = {"import": time.perf_counter() - started}
-from tilewright.runtime import engine, llm, weight_stream
+from tilewright.runtime import engine_files, llm, torch_import
+
+parts = {}
 
 
 def timed(owner, name, part):
@@ -39,28 +43,46 @@ def timed(owner, name, part):
         try:
             return function(*args, **kwargs)
         finally:
-            parts[part] = parts.get(part, 0.0) + time.perf_counter() - begun
+            ended = time.perf_counter()
+            parts[part] = parts.get(part, 0.0) + ended - begun
+            parts[part + " until"] = ended - started
 
     setattr(owner, name, run)
 
 
-timed(engine, "choose_backend", "device")
-timed(engine, "check_contents", "other files")
-timed(engine, "map_weights", "weights")
-timed(weight_stream.WeightStream, "load", "weights")
-timed(llm, "Runner", "cache")
-begun = time.perf_counter()
+importing_torch = llm.importing_torch
+
+
+@contextmanager
+def importing(*args):
+    with importing_torch(*args):
+        yield
+    parts["import"] = time.perf_counter() - started
+    from tilewright.runtime import engine, runner
+
+    timed(engine, "choose_backend", "device")
+    timed(engine_files.EngineFiles, "check", "digests")
+    timed(engine, "load_weights", "weights")
+    timed(runner.Runner, "__init__", "cache")
+
+
+llm.importing_torch = importing
+if len(sys.argv) > 2:
+    engine_files.count_threads = lambda: int(sys.argv[2])
+timed(engine_files, "hash_file", "hashing")
+timed(torch_import, "start_device", "CUDA start")
 loaded = tw.LLM(sys.argv[1])
-parts["kernels"] = time.perf_counter() - begun - sum(parts.get(part, 0.0) for part in ("device", "other files", "weights", "cache"))
+parts["kernels"] = time.perf_counter() - started - sum(parts[part] for part in ("import", "device", "digests", "weights", "cache"))
 begun = time.perf_counter()
 loaded.generate([[1, 2, 3, 4]], tw.SamplingParams(max_tokens=1, temperature=0.0), use_progress=False)
 parts["first token"] = time.perf_counter() - begun
 parts["total"] = time.perf_counter() - started
 print(json.dumps(parts))
 """
-PARTS = ("import", "device", "other files", "weights", "kernels", "cache", "first token", "total")
+PARTS = ("import", "device", "digests", "weights", "kernels", "cache", "first token", "total")
+BESIDE = ("hashing until", "CUDA start")  # in threads of their own
 BUILD_COLUMNS = ["shape", "weights", "checkpoint GB", "build s", "peak GB (RssAnon)"]
-LOAD_COLUMNS = ["shape", "weights", "file cache", *(f"{part} s" for part in PARTS)]
+LOAD_COLUMNS = ["shape", "weights", "file cache", *(f"{part} s" for part in PARTS), *(f"({part} s)" for part in BESIDE)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +99,7 @@ def main() -> None:
     parser.add_argument("--target", default=None)
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--scratch", help="folder that keeps checkpoints and engines")
+    parser.add_argument("--hash-threads", help="that many hash files while torch is imported (default: as many as a user's load has)")
     parser.add_argument("--load-only", action="store_true", help="use engines that stand in the scratch folder, and time only their loading")
     parser.add_argument("--write", action="store_true", help="append to RESULTS.md")
     args = parser.parse_args()
@@ -86,7 +109,7 @@ def main() -> None:
         measure_shape(shape, args, builds, loads)
     if builds:
         report("Build", "One process each.", BUILD_COLUMNS, builds, write=args.write)
-    notes = "From the start of Python's imports to the first token, one process each; weights are read, hashed and copied in one pass."
+    notes = "From the start of Python's imports to the first token, one process each. In brackets: what goes on in threads beside the import."
     report("Load to first token", notes, LOAD_COLUMNS, loads, write=args.write)
 
 
@@ -102,8 +125,9 @@ def measure_shape(shape: str, args: argparse.Namespace, builds: list[list[str]],
             for cache in ("cold", "warm"):
                 if cache == "cold":
                     drop_from_cache(engine)
-                parts = json.loads(watch([sys.executable, "-c", FIRST_TOKEN, str(engine)]).output.splitlines()[-1])
-                loads.append(show(LOAD_COLUMNS, [shape, name, cache, *(f"{parts.get(part, 0.0):.2f}" for part in PARTS)]))
+                command = [sys.executable, "-c", FIRST_TOKEN, str(engine), *([args.hash_threads] if args.hash_threads else [])]
+                parts = json.loads(watch(command).output.splitlines()[-1])
+                loads.append(show(LOAD_COLUMNS, [shape, name, cache, *(f"{parts.get(part, 0.0):.2f}" for part in (*PARTS, *BESIDE))]))
 
 
 def build_command(model: Path, engine: Path, quantize: str, target: str | None) -> list[str]:

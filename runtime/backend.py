@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +10,7 @@ import torch
 
 from tilewright.ir.errors import EngineError
 from tilewright.ir.manifest import Kernel, Manifest
+from tilewright.runtime.torch_import import wants_interpreter
 
 Argument = torch.Tensor | int
 
@@ -58,7 +58,7 @@ def choose_backend(manifest: Manifest, directory: Path, device: str | torch.devi
         from tilewright.runtime.torch_backend import TorchBackend
 
         return TorchBackend()
-    if _wants_interpreter(asked):
+    if wants_interpreter(asked):
         from tilewright.runtime.interpreter_backend import InterpreterBackend
 
         return InterpreterBackend()
@@ -78,7 +78,3 @@ def read_device(device: str | torch.device) -> torch.device:
     if asked.type not in ("cpu", "cuda"):
         raise EngineError(f"device {device!r}", "is none that engines run on", "pass cuda, cuda:1 or cpu")
     return asked
-
-
-def _wants_interpreter(asked: torch.device | None) -> bool:
-    return (asked is not None and asked.type == "cpu") or os.environ.get("TILEWRIGHT_INTERPRET") == "1"

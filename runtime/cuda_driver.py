@@ -77,6 +77,15 @@ def open_driver() -> Driver:
     return Driver()
 
 
+def start_device(ordinal: int, driver: Driver | None = None) -> None:
+    """Starts CUDA and makes the primary context of a device, which stays: torch finds it made. Holds no lock of Python's meanwhile."""
+    driver, device, context = driver or open_driver(), ctypes.c_int(), ctypes.c_void_p()
+    what = f"device cuda:{ordinal}"
+    driver.call(what, "cuInit", 0)
+    driver.call(what, "cuDeviceGet", ctypes.byref(device), ordinal)
+    driver.call(what, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+
+
 class Module:
     """One kernel of a cubin. The cubin is loaded into the current context when the first launch is prepared, and stays."""
 

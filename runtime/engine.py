@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +12,9 @@ from tilewright.ir.errors import EngineError
 from tilewright.ir.manifest import Manifest, Weight
 from tilewright.runtime.backend import Backend, LoadedKernel, choose_backend
 from tilewright.runtime.dtypes import TORCH_DTYPES
+from tilewright.runtime.engine_files import EngineFiles
 from tilewright.runtime.progress import Advance, ignore, track
-from tilewright.runtime.weight_stream import WeightStream, check_hash, read_ahead
+from tilewright.runtime.weight_stream import WeightStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,54 +30,35 @@ class Engine:
         directory: str | Path, device: str | torch.device | None = None, *, verify: bool = True, use_progress: bool = False
     ) -> Engine:
         """Raises EngineError for a directory that is incomplete or changed, or a target that this machine cannot run."""
-        directory = Path(directory)
-        if not directory.is_dir():
-            raise EngineError(f"engine {directory}", "no such directory", f"build one with: tilewright build MODEL {directory}")
-        manifest = Manifest.read(directory)
-        check_names(manifest, directory)
-        weight_files = dict.fromkeys(weight.file for weight in manifest.weights)
-        if manifest.target != "cpu":
-            read_ahead(directory, weight_files)  # while CUDA starts
+        with EngineFiles(directory, verify=verify) as files:
+            return Engine.from_files(files, device, use_progress=use_progress)
+
+    @staticmethod
+    def from_files(files: EngineFiles, device: str | torch.device | None = None, *, use_progress: bool = False) -> Engine:
+        """Kernels are checked before they are loaded, as some run code then; weights on their way or after it. Raises EngineError."""
+        directory, manifest = files.directory, files.manifest
         backend = choose_backend(manifest, directory, device)
-        streams = backend.device.type == "cuda"  # weights are hashed on their way there
-        skipped = set(weight_files) if streams else set()
-        hashed = [name for name in manifest.files if verify and name not in skipped]
-        with track("checking files", len(hashed), shown=use_progress) as advance:
-            check_contents(manifest, directory, hashed, advance)
+        others = [name for name in manifest.files if name not in set(files.weights)]
+        with track("checking files", len(others), shown=use_progress) as advance:
+            files.check(others, advance)
         kernels = {kernel.name: backend.load(kernel, directory) for kernel in manifest.all_kernels}
-        with track("loading weights", len(manifest.weights), shown=use_progress) as advance:
-            if streams:
-                weights = WeightStream(directory, backend.device, manifest.files if verify else None).load(manifest.weights, advance)
-                torch.cuda.synchronize(backend.device)  # tensors that were moved
-            else:
-                weights = map_weights(manifest, directory, advance)
+        try:
+            with track("loading weights", len(manifest.weights), shown=use_progress) as advance:
+                weights = load_weights(files, backend.device, advance)
+        except EngineError:
+            files.check(manifest.files)  # if a file was changed, that says more than what its reader made of it
+            raise
+        files.check(manifest.files)
         return Engine(directory, manifest, backend, weights, kernels)
 
 
-def check_names(manifest: Manifest, directory: Path) -> None:
-    """Every file that the manifest names is there, inside the directory, and has a hash; code and weights come from no other."""
-    binaries = [binary.file for kernel in manifest.all_kernels for binary in kernel.binaries.values()]
-    for name in [*(kernel.file for kernel in manifest.all_kernels), *binaries, *(weight.file for weight in manifest.weights)]:
-        if name not in manifest.files:
-            raise EngineError(f"engine {directory}", f"manifest.json has no hash for {name!r}", "copy the directory again, or rebuild the engine")
-    for name in manifest.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise EngineError(f"engine {directory}", f"{name!r} lies outside it", "rebuild the engine")
-        if not (directory / name).is_file():
-            raise EngineError(f"engine {directory}", f"file {name!r} is missing", "copy the whole directory, or rebuild the engine")
-
-
-def check_contents(manifest: Manifest, directory: Path, names: list[str], advance: Advance = ignore) -> None:
-    """These files have the hashes that the manifest gives them."""
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for name, found in zip(names, threads.map(lambda name: hash_file(directory / name), names)):
-            check_hash(directory, name, manifest.files[name], found)
-            advance(1)
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def load_weights(files: EngineFiles, device: torch.device, advance: Advance = ignore) -> dict[str, torch.Tensor]:
+    """Those of files that are hashed elsewhere are not checked here."""
+    if device.type != "cuda":
+        return map_weights(files.manifest, files.directory, advance)
+    weights = WeightStream(files.directory, device, files.leave(files.weights)).load(files.manifest.weights, advance)
+    torch.cuda.synchronize(device)  # tensors that were moved
+    return weights
 
 
 def map_weights(manifest: Manifest, directory: Path, advance: Advance = ignore) -> dict[str, torch.Tensor]:

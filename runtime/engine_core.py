@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tilewright.ir.errors import RequestError
 from tilewright.ir.manifest import Manifest
 from tilewright.runtime.detokenizer import Tokenizer
 from tilewright.runtime.request import Request
 from tilewright.runtime.request_output import RequestOutput
-from tilewright.runtime.runner import SampledOnHost
 from tilewright.runtime.sampling_params import MAX_STOP_IDS, SamplingParams
 from tilewright.runtime.scheduler import Scheduler, Step
 from tilewright.runtime.sequence import Sequence
+
+if TYPE_CHECKING:
+    from tilewright.runtime.runner import SampledOnHost
 
 
 class Pending(Protocol):

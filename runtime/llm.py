@@ -1,4 +1,7 @@
-"""The face of a loaded engine: prompts in, text out, in batches, as a stream, or request by request."""
+"""The face of a loaded engine: prompts in, text out, in batches, as a stream, or request by request.
+
+Imports torch, and what needs it, only once an engine is loaded: its files are hashed meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,20 @@ import operator
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, overload
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from tilewright.ir.errors import RequestError
 from tilewright.runtime.async_driver import AsyncDriver
-from tilewright.runtime.engine import Engine
 from tilewright.runtime.engine_core import EngineCore
+from tilewright.runtime.engine_files import EngineFiles
 from tilewright.runtime.progress import track
 from tilewright.runtime.request_output import RequestOutput
-from tilewright.runtime.runner import Runner
-from tilewright.runtime.sampler import SamplePlan
 from tilewright.runtime.sampling_params import SamplingParams
 from tilewright.runtime.tokenizer import Prompt, encode, load_tokenizer, split_prompts
+from tilewright.runtime.torch_import import importing_torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class LLM:
@@ -42,7 +45,11 @@ class LLM:
         use_progress: bool = True,
         warm_up: bool = False,
     ) -> None:
-        self.engine = Engine.load(directory, device, verify=verify, use_progress=use_progress)
+        with EngineFiles(directory, verify=verify) as files:
+            with importing_torch(files.manifest.target, device):
+                from tilewright.runtime.engine import Engine
+                from tilewright.runtime.runner import Runner
+            self.engine = Engine.from_files(files, device, use_progress=use_progress)
         self.manifest = self.engine.manifest
         self.runner = Runner(self.engine, max_cache_tokens)
         self.core = EngineCore(self.manifest, self.runner, lookahead=1 if self.runner.uses_graphs else 0)
@@ -60,6 +67,8 @@ class LLM:
         """
         if self.has_work:
             raise RequestError("warm_up", f"{self.core.num_requests} requests are under way", "call it before adding any")
+        from tilewright.runtime.sampler import SamplePlan
+
         plans = {SamplePlan.of(params) for params in sampling_params or [SamplingParams(temperature=0.0)]}
         bits = [plan.bits for plan in plans]
         together = SamplePlan.from_bits(functools.reduce(operator.or_, bits))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tilewright.runtime.detokenizer import Detokenizer, StopFinder, Tokenizer
 from tilewright.runtime.request_output import Logprob, RequestOutput
-from tilewright.runtime.runner import SampledOnHost
 from tilewright.runtime.sequence import Sequence
+
+if TYPE_CHECKING:
+    from tilewright.runtime.runner import SampledOnHost
 
 
 class Request:

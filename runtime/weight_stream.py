@@ -1,4 +1,4 @@
-"""Brings the weight files of an engine to a device: each file is read once, and the bytes that are copied are the bytes that are hashed.
+"""Brings the weight files of an engine to a device, and hashes on their way those that nobody else does: the bytes copied are the bytes hashed.
 
 Files are read side by side, each in two buffers: while one is hashed and copied, the next is read. Knows safetensors, no kernel.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import torch
@@ -22,9 +21,9 @@ import torch
 from tilewright.ir.errors import EngineError
 from tilewright.ir.manifest import Weight
 from tilewright.runtime.dtypes import TORCH_DTYPES
+from tilewright.runtime.engine_files import MOST_THREADS, check_hash
 from tilewright.runtime.progress import Advance, ignore
 
-MOST_THREADS = 16
 BUFFER_BYTES = 8 << 20
 ALIGNMENT = 256  # bytes; tensors that stand elsewhere in their file are moved, as kernels rely on it
 _DTYPES = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I8": "i8", "BOOL": "i1"}
@@ -41,9 +40,9 @@ class _Placed:
 
 
 class WeightStream:
-    """`hashes` holds the sha256 that each file must have, by name; None: they are not checked."""
+    """`hashes` holds the sha256 that files must have, by name; those of others are not checked."""
 
-    def __init__(self, directory: Path, device: torch.device, hashes: dict[str, str] | None, *, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(self, directory: Path, device: torch.device, hashes: dict[str, str], *, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._directory, self._device, self._hashes = directory, device, hashes
         self._buffer_bytes = buffer_bytes
         if device.type == "cuda":
@@ -55,16 +54,17 @@ class WeightStream:
         for weight in weights:
             by_file.setdefault(weight.file, []).append(weight)
         count = min(MOST_THREADS, os.cpu_count() or 1, len(by_file))
-        lanes: SimpleQueue[_Lane] = SimpleQueue()
-        for _ in range(count):
-            lanes.put(_Lane(self._device, self._buffer_bytes))
+        lanes: list[_Lane] = []  # that no thread uses
 
         def load_file(name: str) -> dict[str, torch.Tensor]:
-            lane = lanes.get()
+            try:
+                lane = lanes.pop()
+            except IndexError:  # threads make one each, while others read already
+                lane = _Lane(self._device, self._buffer_bytes)
             try:
                 return self._load_file(name, by_file[name], lane)
             finally:
-                lanes.put(lane)
+                lanes.append(lane)
 
         tensors: dict[str, torch.Tensor] = {}
         with ThreadPoolExecutor(max(1, count)) as threads:
@@ -74,6 +74,7 @@ class WeightStream:
         return {weight.name: tensors[weight.name] for weight in weights}
 
     def _load_file(self, name: str, weights: list[Weight], lane: _Lane) -> dict[str, torch.Tensor]:
+        expected = self._hashes.get(name)
         try:
             with (self._directory / name).open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -82,12 +83,12 @@ class WeightStream:
                 digest.update(header)
                 block = torch.empty(size - len(header), dtype=torch.uint8, device=self._device)
                 for chunk in lane.copy(file, block):
-                    if self._hashes is not None:
+                    if expected is not None:
                         digest.update(chunk)
         except OSError as error:
             raise EngineError(f"engine {self._directory}", f"{name} cannot be read ({error})", "copy the directory again") from error
-        if self._hashes is not None:
-            check_hash(self._directory, name, self._hashes[name], digest.hexdigest())
+        if expected is not None:
+            check_hash(self._directory, name, expected, digest.hexdigest())
         placed = self._parse_header(name, header, len(block))
         lane.wait()
         return {weight.name: _cut(block, self._find(weight, placed)) for weight in weights}
@@ -116,27 +117,6 @@ class WeightStream:
         return tensor
 
 
-def read_ahead(directory: Path, names: Iterable[str]) -> None:
-    """Has the system begin to read these files, in a thread of its own, while something else is waited for."""
-
-    def begin() -> None:
-        for name in names:
-            try:
-                with (directory / name).open("rb", buffering=0) as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            except OSError:  # whoever loads the file will say what is wrong with it
-                continue
-
-    if hasattr(os, "posix_fadvise"):
-        threading.Thread(target=begin, name="read-ahead", daemon=True).start()
-
-
-def check_hash(directory: Path, name: str, expected: str, found: str) -> None:
-    if found != expected:
-        problem = f"{name!r} has sha256 {found[:12]}…, the manifest says {expected[:12]}…: it was changed or cut short"
-        raise EngineError(f"engine {directory}", problem, "copy the directory again, or rebuild the engine")
-
-
 def _read_header(file: BinaryIO, size: int) -> bytes:
     """The length and the table that a safetensors file begins with; of another file, what there is."""
     length = file.read(8)
@@ -159,7 +139,8 @@ class _Lane:
 
     def __init__(self, device: torch.device, buffer_bytes: int) -> None:
         self._on_gpu = device.type == "cuda"
-        self._buffers = [torch.empty(buffer_bytes, dtype=torch.uint8, pin_memory=self._on_gpu) for _ in range(2)]
+        with torch.cuda.device(device) if self._on_gpu else nullcontext():  # a thread's own is the first GPU: pinning would wake it
+            self._buffers = [torch.empty(buffer_bytes, dtype=torch.uint8, pin_memory=self._on_gpu) for _ in range(2)]
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._copied = [torch.cuda.Event() for _ in self._buffers] if self._on_gpu else []
 

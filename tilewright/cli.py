@@ -229,10 +229,11 @@ def latency(
     repeat: Annotated[int, typer.Option(min=1, help="differences taken, of which the median counts")] = 3,
 ) -> None:
     """Decode of one sequence: ms per token, as the slope between two output lengths."""
-    from tilewright.measure import measure_latency, measure_read_limit
     from tilewright.runtime import LLM
 
-    llm = LLM(engine)
+    llm = LLM(engine)  # before what imports torch: its files are hashed meanwhile
+    from tilewright.measure import measure_latency, measure_read_limit
+
     limits = llm.manifest.limits
     prompt_len = prompt_len or min(BENCH_PROMPT, limits.max_input_len)
     outputs = outputs or fit_range(BENCH_OUTPUTS, limits.max_output_len)
@@ -261,10 +262,11 @@ def throughput(
     ] = None,
 ) -> None:
     """Many random requests served together: output tokens per second."""
-    from tilewright.measure import Requests, measure_throughput
     from tilewright.runtime import LLM
 
-    llm = LLM(engine)
+    llm = LLM(engine)  # before what imports torch: its files are hashed meanwhile
+    from tilewright.measure import Requests, measure_throughput
+
     limits = llm.manifest.limits
     prompt_lens = prompt_lens or fit_range(BENCH_LENS, limits.max_input_len)
     output_lens = output_lens or fit_range(BENCH_LENS, limits.max_output_len)

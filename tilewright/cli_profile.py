@@ -28,14 +28,15 @@ def profile(
     save: Annotated[bool, typer.Option(help="keep what was measured in ENGINE/inspect/perf, where `tilewright report` finds it")] = True,
 ) -> None:
     """Time every launch of a step, of decoding or of a prompt, and say which modules it computes and how near it is to the machine's limit."""
-    from tilewright.inspect.perf import CONTEXT, profile_here, save_profile
-    from tilewright.inspect.profile import print_profile, to_trace
     from tilewright.runtime import LLM
-    from tilewright.show import print_text, write_text
 
     if prompt is not None and (batch != 1 or context is not None):
         raise EngineError("profile", "--prompt stands beside --batch or --context, which are for decode steps", "pass one or the other")
-    llm = LLM(engine)
+    llm = LLM(engine)  # before what imports torch: its files are hashed meanwhile
+    from tilewright.inspect.perf import CONTEXT, profile_here, save_profile
+    from tilewright.inspect.profile import print_profile, to_trace
+    from tilewright.show import print_text, write_text
+
     limits = llm.manifest.limits
     context = context or min(CONTEXT, limits.max_input_len + limits.max_output_len - 2)
     found = profile_here(llm, batch=batch, context=context, prompt=prompt, sampling=sampling)

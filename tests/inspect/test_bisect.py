@@ -18,7 +18,8 @@ from tilewright.inspect.metrics import Gate, GateError, relative_error
 from tilewright.inspect.numerics import changed_numbers
 from tilewright.inspect.resume import build_engine, num_questions
 from tilewright.ir.reference import REFERENCES
-from tilewright.runtime.engine import Engine, hash_file
+from tilewright.runtime.engine import Engine
+from tilewright.runtime.engine_files import hash_file
 
 EVENTS = 2 * studied.LAYERS  # residuals of corrupt-nth
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tilewright.ir.errors import EngineError
-from tilewright.runtime.cuda_driver import MAX_DYNAMIC_SHARED, PROGRAMMATIC_SERIALIZATION, Driver, LaunchAttribute, Module
+from tilewright.runtime.cuda_driver import MAX_DYNAMIC_SHARED, PROGRAMMATIC_SERIALIZATION, Driver, LaunchAttribute, Module, start_device
 
 STUB = r"""
 #include "cuda.h"
@@ -35,6 +35,10 @@ CUresult cuGetErrorString(CUresult code, const char **text) {
   *text = code == 700 ? "an illegal memory access was encountered" : code == 201 ? "invalid device context" : 0;
   return *text ? 0 : CUDA_ERROR_INVALID_VALUE;
 }
+int device_calls[3], fail_device;
+CUresult cuInit(unsigned flags) { device_calls[0] = 1 + flags; return 0; }
+CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = 40 + ordinal; device_calls[1] = device_calls[0]; return fail_device; }
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { *context = (CUcontext)0x77; device_calls[2] = device; return 0; }
 CUresult cuCtxGetCurrent(CUcontext *context) { *context = current; return 0; }
 CUresult cuCtxSetCurrent(CUcontext context) { current = record.context = context; return 0; }
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
@@ -213,6 +217,15 @@ def test_a_fresh_thread_gets_the_modules_context(stub: Stub) -> None:
     thread.start()
     thread.join()
     assert stub.record.num_launches == 1 and stub.record.context == 0x77
+
+
+def test_a_device_is_started_by_its_number(stub: Stub) -> None:
+    calls = (ctypes.c_int * 3).in_dll(stub.library, "device_calls")
+    start_device(2, stub.driver)
+    assert list(calls) == [1, 1, 42]  # cuInit without flags, before the device is asked for
+    stub.set("fail_device", 101)
+    with pytest.raises(EngineError, match=r"device cuda:9: cuDeviceGet: unknown error \(CUDA error 101\)"):
+        start_device(9, stub.driver)
 
 
 def test_a_missing_driver_says_what_to_do() -> None:

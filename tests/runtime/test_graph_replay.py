@@ -90,8 +90,8 @@ def exact():
 def make_llm(monkeypatch, engine, max_cache_tokens=None):
     allocate = kv_cache.allocate
     monkeypatch.setattr(kv_cache, "allocate", lambda cache, limits, num_pages, device: allocate(cache, limits, num_pages + 1, device))
-    monkeypatch.setattr(Engine, "load", staticmethod(lambda *args, **kwargs: engine))
-    return LLM("toy", max_cache_tokens=max_cache_tokens)
+    monkeypatch.setattr(Engine, "from_files", staticmethod(lambda *args, **kwargs: engine))
+    return LLM(engine.directory, max_cache_tokens=max_cache_tokens)
 
 
 def test_graphs_give_the_tokens_of_a_full_forward(toy, monkeypatch):

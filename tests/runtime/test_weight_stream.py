@@ -35,7 +35,7 @@ def files(tmp_path):
 
 
 def load(files, weights=None, *, verify=True, buffer_bytes=64):
-    stream = WeightStream(files.directory, CPU, files.hashes if verify else None, buffer_bytes=buffer_bytes)
+    stream = WeightStream(files.directory, CPU, files.hashes if verify else {}, buffer_bytes=buffer_bytes)
     return stream.load(files.weights if weights is None else weights)
 
 

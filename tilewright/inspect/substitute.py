@@ -15,7 +15,7 @@ from tilewright.inspect.run import Run, load
 from tilewright.ir.errors import EngineError, TilewrightError
 from tilewright.ir.manifest import Kernel, Manifest
 from tilewright.ir.opdef import suggest
-from tilewright.runtime.engine import hash_file
+from tilewright.runtime.engine_files import hash_file
 
 
 def substitute(engine: Path, out: Path, sources: Mapping[str, Path]) -> Run:
