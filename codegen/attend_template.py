@@ -65,7 +65,7 @@ class _Maker:
 
     # -- decode -----------------------------------------------------------------------------------------------------------------
     def emit_decode(self) -> Emission:
-        shape, splits = self.shape, self.tile.num_splits
+        shape, splits = self.shape, self.tile.most_splits
         w = self._start()
         w.line("sequence = tl.program_id(0)")
         w.line("head = tl.program_id(1)")
@@ -85,8 +85,15 @@ class _Maker:
         w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
         if shape.writes:  # what earlier steps have written need not wait for the kernel before
             w.line("slot = tl.load(slots + token).to(tl.int64)")
+            starts_next = splits > 1  # where programs are many, the kernel after this one finds no room sooner, and four must fit on a core
+            self._let_next_start(w, starts_next)
             emit_last_block(w, shape, self.tile)
-        self._wait(w)
+            self._let_next_start(w, not starts_next)
+            self._wait(w)
+            self._load_newest_value(w)
+        else:
+            self._let_next_start(w)
+            self._wait(w)
         self._load_query(w, "token", present)
         if shape.writes:
             self._start_with_newest(w)
@@ -95,7 +102,8 @@ class _Maker:
             self._start_sums(w, lanes=True)
         sums, block = "acc, total, highest", "tail_keys, tail_values, tail + lane[None, :]"
         w.line(f"{sums} = attend_block(query, {sums}, {block}, position, {slope_argument(shape)}end, MASKED=True)")
-        self._attend(w, "begin", "tail", masked=shape.window is not None)
+        with w.block("if tail > begin:"):
+            self._attend(w, "begin", "tail", masked=shape.window is not None)
         w.line("total = tl.sum(total, 1)")
         w.line("result = acc / tl.where(total > 0.0, total, 1.0)[:, None]")
         constants = self.constants if splits == 1 else {**self.constants, "NUM_SPLITS": splits}
@@ -119,14 +127,17 @@ class _Maker:
         """begin and end of the program's keys. How many programs share a sequence depends on its length alone, not on the batch."""
         shape, tile = self.shape, self.tile
         first = f"tl.maximum(length - {shape.window}, 0) // BLOCK_N" if shape.window else "0"
-        if tile.num_splits == 1:
+        if tile.most_splits == 1:
             w.line(f"begin = {first} * BLOCK_N")
             w.line("end = stored")
             return
         w.line("split = NUM_SPLITS - 1 - tl.program_id(2)", "those without keys come first, and are gone before the others start")
         w.line(f"first = {first}")
         w.line("blocks = tl.cdiv(stored, BLOCK_N) - first")
-        w.line(f"wanted = tl.where(blocks <= {tile.alone_blocks}, 1, tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), NUM_SPLITS))")
+        usual = f"tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), {tile.num_splits})"
+        long = f"tl.minimum(tl.cdiv(blocks, {max(1, tile.long_keys // tile.block_n)}), NUM_SPLITS)"
+        most = usual if tile.long_splits <= tile.num_splits else long if tile.num_splits == 1 else f"tl.maximum({usual}, {long})"
+        w.line(f"wanted = tl.where(blocks <= {tile.alone_blocks}, 1, {most})")
         w.line("share = tl.maximum(tl.cdiv(blocks, tl.maximum(wanted, 1)), 1)")
         w.line("used = tl.maximum(tl.cdiv(blocks, share), 1)")
         with w.block("if split >= used:"):
@@ -134,20 +145,28 @@ class _Maker:
         w.line("begin = (first + split * share) * BLOCK_N")
         w.line("end = tl.minimum(begin + share * BLOCK_N, stored)")
 
+    def _load_newest_value(self, w: Writer) -> None:
+        """Before the query is computed: what is loaded after that comes a round trip later."""
+        alone = self.tile.most_splits == 1
+        w.line(f"newest = {'length > 0' if alone else '(length > 0) & (split == used - 1)'}")
+        self._make_newest(w, 1, "new_value", "e", self.shape.value_dim, self.block_e)
+
+    def _make_newest(self, w: Writer, operand: int, name: str, lane: str, width: int, block: int) -> None:
+        """name: [BLOCK_M, block] of the key (operand 0) or the value (1) that the region writes."""
+        write = self.plan.producer(self.plan.anchor_op.operands[1] or 0)
+        assert write is not None
+        at = _of_head("token", "head", ("newest",), Index(lane, self._inside(w, lane, width, block)), width, self.shape.kv_heads)
+        w.line(f"{name} = {self._stored(w, write.operands[operand] or 0, at)}")
+
     def _start_with_newest(self, w: Writer) -> None:
         """The last program of a sequence, whose share is the smallest, makes the newest key and value, writes them, and starts its softmax with them.
 
         Other programs read nothing of them. Every row has them, since the tile is then like the query's.
         """
-        shape, write = self.shape, self.plan.producer(self.plan.anchor_op.operands[1] or 0)
-        assert write is not None
-        alone = self.tile.num_splits == 1
-        w.line(f"newest = {'length > 0' if alone else '(length > 0) & (split == used - 1)'}")
-        columns = ((0, "k", "new_key", "d", shape.head_dim, self.block_d), (1, "v", "new_value", "e", shape.value_dim, self.block_e))
-        for operand, _, name, lane, width, block in columns:
-            at = _of_head("token", "head", ("newest",), Index(lane, self._inside(w, lane, width, block)), width, shape.kv_heads)
-            w.line(f"{name} = {self._stored(w, write.operands[operand] or 0, at)}")
-        for _, cache, name, lane, width, block in columns:
+        shape = self.shape
+        self._make_newest(w, 0, "new_key", "d", shape.head_dim, self.block_d)
+        columns = (("k", "new_key", "d", shape.head_dim, self.block_d), ("v", "new_value", "e", shape.value_dim, self.block_e))
+        for cache, name, lane, width, block in columns:
             place = f"(slot // {shape.page_size} * {shape.kv_heads} + head) * {shape.page_size * width} + slot % {shape.page_size} * {width}"
             mask = " & ".join(("newest", "(slot >= 0)", "(row == 0)", *self._inside(w, lane, width, block)))
             w.line(f"tl.store({cache}_cache + {place} + {lane}, {name}, mask={mask})", "" if cache == "v" else "padding has slot -1")
@@ -234,6 +253,7 @@ class _Maker:
         w.line(f"position = first_position + row // {shape.group}")
         whole = f" & (row < {tokens * shape.group})" if tokens * shape.group != tile.block_m else ""
         present = (w.let("present", f"(token < stop){whole}"),)
+        self._let_next_start(w)
         self._wait(w)
         self._load_query(w, "token", present)
         self._locate_pages(w)
@@ -294,9 +314,14 @@ class _Maker:
         names = [p.name for p in self.plan.parameters] + list(self.constants)
         return Writer([*names, *LOCALS, "B"])
 
-    def _wait(self, w: Writer) -> None:
-        if self.early:
+    def _let_next_start(self, w: Writer, here: bool = True) -> None:
+        """In front of loads that are used before the wait: after them it would come when they have arrived."""
+        if self.early and here:
             w.line("tl.extra.cuda.gdc_launch_dependents()")
+
+    def _wait(self, w: Writer) -> None:
+        """Above it stands what no kernel of this step has written."""
+        if self.early:
             w.line("tl.extra.cuda.gdc_wait()")
 
     def _load_query(self, w: Writer, token: str, present: tuple[str, ...]) -> None:
