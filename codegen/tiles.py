@@ -39,6 +39,7 @@ class AttendTile:
     alone_blocks: int = 2  # which one program reads sooner than several could put their parts together
     long_splits: int = 1  # the same as num_splits for sequences so long that one of them would hold up a whole batch
     long_keys: int = 1024  # of a part of these, at least
+    ends: int = 1  # blocks of a part that are read before the wait for the kernel before: its last; 2: its first, too, for more registers
 
     @property
     def most_splits(self) -> int:
@@ -228,7 +229,7 @@ def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longe
     roomy = width <= 128 and dtype_bytes == 2
     if roomy and programs * _SINGLE <= device.num_cores:  # half as many parts are put together, for blocks that take as long
         blocks = -(-longest // 128)
-        tile = AttendTile(rows, 128, 8, 2)
+        tile = AttendTile(rows, 128, 8, 2, ends=2)
         return tile if blocks <= tile.alone_blocks else replace(tile, num_splits=min(device.num_cores // programs, _MOST_SPLITS, blocks))
     tile = AttendTile(rows, 64 if roomy else 32, 4, 2)
     blocks, held = -(-longest // tile.block_n), device.num_cores * min(_HELD, device.shared_bytes // (_BLOCK_BYTES + _SCRATCH_BYTES))
@@ -246,13 +247,18 @@ _RAGGED: dict[tuple[int, int], tuple[int, int, int, int]] = {
 }  # fmt: skip
 _RAGGED_COPIED = {(2, 64): (64, 64, 4, 3), (2, 128): (64, 64, 4, 3)}  # where the copy engine brings keys: more than one block on a core
 
+_FEW_TILES = 4  # of a head: cores then have one program or none, and room for a block more on its way
+
 
 def choose_ragged(group: int, width: int, dtype_bytes: int, tokens: int, arch: int) -> AttendTile:
     wide = next((w for (size, w) in _RAGGED if size == dtype_bytes and width <= w), None)
     if wide is None:
         raise CodegenError("attend", f"heads of {width} elements of {dtype_bytes} bytes", "heads of up to 256 elements are supported")
-    rows, keys, warps, stages = (_RAGGED_COPIED if arch >= 90 else _RAGGED).get((dtype_bytes, wide), _RAGGED[dtype_bytes, wide])
+    copied = _RAGGED_COPIED.get((dtype_bytes, wide)) if arch >= 90 else None
+    rows, keys, warps, stages = copied or _RAGGED[dtype_bytes, wide]
     rows = max(next_power_of_two(group), min(rows, max(16, next_power_of_two(tokens * group))))
+    if copied and tokens * group <= _FEW_TILES * rows:
+        stages += 1
     if machine(arch).shared_bytes < 150_000:
         stages, keys = 2, min(keys, 8192 // wide)
     return AttendTile(rows, keys, warps if rows >= 64 else 4, stages)
