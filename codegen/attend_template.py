@@ -25,8 +25,7 @@ from tilewright.ir.types import ITEM_BYTES
 
 _WORKSPACES = ("partial", "level", "counters")
 _WIDEST_ROW = 4096  # elements of a row that is reduced as one tile
-_COMBINED = 8192  # elements of the parts that are put together at a time
-_SPLITS_AT_ONCE = 8
+_COMBINED = 2048  # elements of the parts that each warp puts together at a time
 _ALL_ROWS = 2**31 - 1  # of pages, as far as a descriptor can tell: what is read is always there
 _ONE = Extent()
 # Names that the template gives; no parameter has one of them.
@@ -201,12 +200,17 @@ class _Maker:
         w.line('arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")')
         with w.block("if arrived == used - 1:"):
             w.line("tl.store(counter, 0)")
-            rows = max(1, min(next_power_of_two(shape.group), _COMBINED // (_SPLITS_AT_ONCE * self.block_e)))
+            rows = max(1, min(next_power_of_two(shape.group), _COMBINED * self.tile.num_warps // (self._splits_at_once * self.block_e)))
             if rows >= shape.group:
                 self._combine_rows(w, rows, "")
             else:
                 with w.block(f"for each in range(0, {shape.group}, {rows}):"):
                     self._combine_rows(w, rows, "each + ")
+
+    @property
+    def _splits_at_once(self) -> int:
+        """A thread has as many registers whatever the number of warps."""
+        return max(4, 2 * self.tile.num_warps)
 
     def _combine_rows(self, w: Writer, rows: int, start: str) -> None:
         """combined: f32[rows, BLOCK_E] of a few query heads."""
@@ -220,8 +224,8 @@ class _Maker:
         w.line("e3 = tl.arange(0, BLOCK_E)[None, None, :]")
         w.line(f"combined = tl.zeros([{rows}, BLOCK_E], tl.float32)")
         w.line(f"weight_sum = tl.zeros([{rows}], tl.float32)")
-        with w.block(f"for some in range(0, used, {_SPLITS_AT_ONCE}):"):
-            w.line(f"from_split = some + tl.arange(0, {_SPLITS_AT_ONCE})[None, :]")
+        with w.block(f"for some in range(0, used, {self._splits_at_once}):"):
+            w.line(f"from_split = some + tl.arange(0, {self._splits_at_once})[None, :]")
             w.line(f"split_mask = {' & '.join(('(from_split < used)', *(f'{name}[:, None]' for name in inside)))}")
             w.line('level_tile = tl.load(level + places + from_split, mask=split_mask, other=float("-inf"), cache_modifier=".cg")')
             mask = "split_mask[:, :, None]" + (f" & (e3 < {width})" if width != self.block_e else "")

@@ -231,7 +231,7 @@ def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longe
         blocks = -(-longest // 128)
         tile = AttendTile(rows, 128, 8, 2, ends=2)
         return tile if blocks <= tile.alone_blocks else replace(tile, num_splits=min(device.num_cores // programs, _MOST_SPLITS, blocks))
-    tile = AttendTile(rows, 64 if roomy else 32, 4, 2)
+    tile = AttendTile(rows, 128 if roomy and width <= 64 else 64 if roomy else 32, 4, 2)
     blocks, held = -(-longest // tile.block_n), device.num_cores * min(_HELD, device.shared_bytes // (_BLOCK_BYTES + _SCRATCH_BYTES))
     if blocks <= tile.alone_blocks:
         return tile
