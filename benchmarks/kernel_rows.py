@@ -82,7 +82,7 @@ def linear_row(
 
 
 def attend_rows() -> Iterator[Row]:
-    for sequences, context in ((1, 128), (1, 384), (8, 512), (128, 512), *itertools.product((1, 32), (512, 8192))):
+    for sequences, context in ((1, 128), (1, 256), (1, 384), (8, 512), (16, 512), (64, 512), (128, 512), *itertools.product((1, 32), (512, 8192))):
         size = sequences * context * KV_HEADS * HEAD_DIM * 2 * 2
         yield attend_row(f"decode B={sequences} ctx={context}", "decode", sequences, sequences, context, size)
     for sequences, others in ((32, 512), (64, 512)):  # the peer pads

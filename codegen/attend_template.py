@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_last_block, first_page, is_one_page, scale_scores, slope_argument
+from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_ends, first_page, is_one_page, scale_scores, slope_argument
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Element, Evaluator, LoopedRow, WholeRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
@@ -25,18 +25,17 @@ from tilewright.ir.types import ITEM_BYTES
 
 _WORKSPACES = ("partial", "level", "counters")
 _WIDEST_ROW = 4096  # elements of a row that is reduced as one tile
-_COMBINED = 8192  # elements of the parts that are put together at a time
-_SPLITS_AT_ONCE = 8
+_COMBINED = 2048  # elements of the parts that each warp puts together at a time
 _ALL_ROWS = 2**31 - 1  # of pages, as far as a descriptor can tell: what is read is always there
 _ONE = Extent()
 # Names that the template gives; no parameter has one of them.
 LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
-    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "page_of", "place", "tail_rows", "tail",
-    "is_key", "tail_keys", "tail_values", "lane", "scores", "blocks", "wanted", "used", "newest", "slot", "new_key", "new_value", "counter",
-    "arrived", "each", "member", "part_head", "combined", "top", "raised", "e3", "from_split", "places", "some", "split_mask", "level_tile",
-    "weight_sum", "key_blocks", "value_blocks", "first_row", "shrink",
+    "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "place", "tail_rows", "tail", "is_key",
+    "tail_keys", "tail_values", "lead_rows", "is_lead", "lead_keys", "lead_values", "rest", "lane", "scores", "blocks", "wanted", "used",
+    "newest", "slot", "new_key", "new_value", "counter", "arrived", "each", "member", "part_head", "combined", "top", "raised", "e3",
+    "from_split", "places", "some", "split_mask", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row", "shrink",
 )  # fmt: skip
 
 
@@ -65,7 +64,7 @@ class _Maker:
 
     # -- decode -----------------------------------------------------------------------------------------------------------------
     def emit_decode(self) -> Emission:
-        shape, splits = self.shape, self.tile.num_splits
+        shape, splits = self.shape, self.tile.most_splits
         w = self._start()
         w.line("sequence = tl.program_id(0)")
         w.line("head = tl.program_id(1)")
@@ -79,23 +78,35 @@ class _Maker:
         w.line(f"query_head = head * {shape.group} + row")
         present = (w.let("present", f"row < {shape.group}"),) if shape.group != self.tile.block_m else ()
         self._locate_pages(w)
-        w.line(f"page = {first_page(shape, self.tile, 'begin')}")
+        rest = "begin" if self.tile.ends == 1 else w.let("rest", "begin + BLOCK_N")
+        w.line(f"page = {first_page(shape, self.tile, rest)}")
         w.line("tail = begin + tl.maximum(tl.cdiv(end - begin, BLOCK_N) - 1, 0) * BLOCK_N")
         w.let("d", "tl.arange(0, BLOCK_D)[None, :]")
         w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
         if shape.writes:  # what earlier steps have written need not wait for the kernel before
             w.line("slot = tl.load(slots + token).to(tl.int64)")
-            emit_last_block(w, shape, self.tile)
-        self._wait(w)
+            starts_next = splits > 1  # where programs are many, the kernel after this one finds no room sooner, and four must fit on a core
+            self._let_next_start(w, starts_next)
+            emit_ends(w, shape, self.tile)
+            self._let_next_start(w, not starts_next)
+            self._wait(w)
+            self._load_newest_value(w)
+        else:
+            self._let_next_start(w)
+            self._wait(w)
         self._load_query(w, "token", present)
         if shape.writes:
             self._start_with_newest(w)
         else:
-            emit_last_block(w, shape, self.tile)
+            emit_ends(w, shape, self.tile)
             self._start_sums(w, lanes=True)
-        sums, block = "acc, total, highest", "tail_keys, tail_values, tail + lane[None, :]"
-        w.line(f"{sums} = attend_block(query, {sums}, {block}, position, {slope_argument(shape)}end, MASKED=True)")
-        self._attend(w, "begin", "tail", masked=shape.window is not None)
+        masked = shape.window is not None
+        self._attend_block(w, "tail", "tail", masked=True)
+        if self.tile.ends == 2:
+            with w.block("if tail > begin:"):
+                self._attend_block(w, "lead", "begin", masked=masked)
+        with w.block(f"if tail > {rest}:"):
+            self._attend(w, rest, "tail", masked=masked)
         w.line("total = tl.sum(total, 1)")
         w.line("result = acc / tl.where(total > 0.0, total, 1.0)[:, None]")
         constants = self.constants if splits == 1 else {**self.constants, "NUM_SPLITS": splits}
@@ -119,14 +130,17 @@ class _Maker:
         """begin and end of the program's keys. How many programs share a sequence depends on its length alone, not on the batch."""
         shape, tile = self.shape, self.tile
         first = f"tl.maximum(length - {shape.window}, 0) // BLOCK_N" if shape.window else "0"
-        if tile.num_splits == 1:
+        if tile.most_splits == 1:
             w.line(f"begin = {first} * BLOCK_N")
             w.line("end = stored")
             return
         w.line("split = NUM_SPLITS - 1 - tl.program_id(2)", "those without keys come first, and are gone before the others start")
         w.line(f"first = {first}")
         w.line("blocks = tl.cdiv(stored, BLOCK_N) - first")
-        w.line(f"wanted = tl.where(blocks <= {tile.alone_blocks}, 1, tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), NUM_SPLITS))")
+        usual = f"tl.minimum(tl.cdiv(blocks, {tile.fill_blocks}), {tile.num_splits})"
+        long = f"tl.minimum(tl.cdiv(blocks, {max(1, tile.long_keys // tile.block_n)}), NUM_SPLITS)"
+        most = usual if tile.long_splits <= tile.num_splits else long if tile.num_splits == 1 else f"tl.maximum({usual}, {long})"
+        w.line(f"wanted = tl.where(blocks <= {tile.alone_blocks}, 1, {most})")
         w.line("share = tl.maximum(tl.cdiv(blocks, tl.maximum(wanted, 1)), 1)")
         w.line("used = tl.maximum(tl.cdiv(blocks, share), 1)")
         with w.block("if split >= used:"):
@@ -134,20 +148,28 @@ class _Maker:
         w.line("begin = (first + split * share) * BLOCK_N")
         w.line("end = tl.minimum(begin + share * BLOCK_N, stored)")
 
+    def _load_newest_value(self, w: Writer) -> None:
+        """Before the query is computed: what is loaded after that comes a round trip later."""
+        alone = self.tile.most_splits == 1
+        w.line(f"newest = {'length > 0' if alone else '(length > 0) & (split == used - 1)'}")
+        self._make_newest(w, 1, "new_value", "e", self.shape.value_dim, self.block_e)
+
+    def _make_newest(self, w: Writer, operand: int, name: str, lane: str, width: int, block: int) -> None:
+        """name: [BLOCK_M, block] of the key (operand 0) or the value (1) that the region writes."""
+        write = self.plan.producer(self.plan.anchor_op.operands[1] or 0)
+        assert write is not None
+        at = _of_head("token", "head", ("newest",), Index(lane, self._inside(w, lane, width, block)), width, self.shape.kv_heads)
+        w.line(f"{name} = {self._stored(w, write.operands[operand] or 0, at)}")
+
     def _start_with_newest(self, w: Writer) -> None:
         """The last program of a sequence, whose share is the smallest, makes the newest key and value, writes them, and starts its softmax with them.
 
         Other programs read nothing of them. Every row has them, since the tile is then like the query's.
         """
-        shape, write = self.shape, self.plan.producer(self.plan.anchor_op.operands[1] or 0)
-        assert write is not None
-        alone = self.tile.num_splits == 1
-        w.line(f"newest = {'length > 0' if alone else '(length > 0) & (split == used - 1)'}")
-        columns = ((0, "k", "new_key", "d", shape.head_dim, self.block_d), (1, "v", "new_value", "e", shape.value_dim, self.block_e))
-        for operand, _, name, lane, width, block in columns:
-            at = _of_head("token", "head", ("newest",), Index(lane, self._inside(w, lane, width, block)), width, shape.kv_heads)
-            w.line(f"{name} = {self._stored(w, write.operands[operand] or 0, at)}")
-        for _, cache, name, lane, width, block in columns:
+        shape = self.shape
+        self._make_newest(w, 0, "new_key", "d", shape.head_dim, self.block_d)
+        columns = (("k", "new_key", "d", shape.head_dim, self.block_d), ("v", "new_value", "e", shape.value_dim, self.block_e))
+        for cache, name, lane, width, block in columns:
             place = f"(slot // {shape.page_size} * {shape.kv_heads} + head) * {shape.page_size * width} + slot % {shape.page_size} * {width}"
             mask = " & ".join(("newest", "(slot >= 0)", "(row == 0)", *self._inside(w, lane, width, block)))
             w.line(f"tl.store({cache}_cache + {place} + {lane}, {name}, mask={mask})", "" if cache == "v" else "padding has slot -1")
@@ -178,12 +200,17 @@ class _Maker:
         w.line('arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")')
         with w.block("if arrived == used - 1:"):
             w.line("tl.store(counter, 0)")
-            rows = max(1, min(next_power_of_two(shape.group), _COMBINED // (_SPLITS_AT_ONCE * self.block_e)))
+            rows = max(1, min(next_power_of_two(shape.group), _COMBINED * self.tile.num_warps // (self._splits_at_once * self.block_e)))
             if rows >= shape.group:
                 self._combine_rows(w, rows, "")
             else:
                 with w.block(f"for each in range(0, {shape.group}, {rows}):"):
                     self._combine_rows(w, rows, "each + ")
+
+    @property
+    def _splits_at_once(self) -> int:
+        """A thread has as many registers whatever the number of warps."""
+        return max(4, 2 * self.tile.num_warps)
 
     def _combine_rows(self, w: Writer, rows: int, start: str) -> None:
         """combined: f32[rows, BLOCK_E] of a few query heads."""
@@ -197,8 +224,8 @@ class _Maker:
         w.line("e3 = tl.arange(0, BLOCK_E)[None, None, :]")
         w.line(f"combined = tl.zeros([{rows}, BLOCK_E], tl.float32)")
         w.line(f"weight_sum = tl.zeros([{rows}], tl.float32)")
-        with w.block(f"for some in range(0, used, {_SPLITS_AT_ONCE}):"):
-            w.line(f"from_split = some + tl.arange(0, {_SPLITS_AT_ONCE})[None, :]")
+        with w.block(f"for some in range(0, used, {self._splits_at_once}):"):
+            w.line(f"from_split = some + tl.arange(0, {self._splits_at_once})[None, :]")
             w.line(f"split_mask = {' & '.join(('(from_split < used)', *(f'{name}[:, None]' for name in inside)))}")
             w.line('level_tile = tl.load(level + places + from_split, mask=split_mask, other=float("-inf"), cache_modifier=".cg")')
             mask = "split_mask[:, :, None]" + (f" & (e3 < {width})" if width != self.block_e else "")
@@ -234,6 +261,7 @@ class _Maker:
         w.line(f"position = first_position + row // {shape.group}")
         whole = f" & (row < {tokens * shape.group})" if tokens * shape.group != tile.block_m else ""
         present = (w.let("present", f"(token < stop){whole}"),)
+        self._let_next_start(w)
         self._wait(w)
         self._load_query(w, "token", present)
         self._locate_pages(w)
@@ -294,9 +322,14 @@ class _Maker:
         names = [p.name for p in self.plan.parameters] + list(self.constants)
         return Writer([*names, *LOCALS, "B"])
 
-    def _wait(self, w: Writer) -> None:
-        if self.early:
+    def _let_next_start(self, w: Writer, here: bool = True) -> None:
+        """In front of loads that are used before the wait: after them it would come when they have arrived."""
+        if self.early and here:
             w.line("tl.extra.cuda.gdc_launch_dependents()")
+
+    def _wait(self, w: Writer) -> None:
+        """Above it stands what no kernel of this step has written."""
+        if self.early:
             w.line("tl.extra.cuda.gdc_wait()")
 
     def _load_query(self, w: Writer, token: str, present: tuple[str, ...]) -> None:
@@ -333,6 +366,11 @@ class _Maker:
         w.line("acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
         w.line(f"total = tl.zeros([BLOCK_M{', BLOCK_N' if lanes else ''}], tl.float32)")
         w.line('highest = tl.full([BLOCK_M], float("-inf"), tl.float32)')
+
+    def _attend_block(self, w: Writer, name: str, start: str, *, masked: bool) -> None:
+        block = f"{name}_keys, {name}_values, {start} + lane[None, :]"
+        arguments = f"query, acc, total, highest, {block}, position, {slope_argument(self.shape)}end, MASKED={masked}"
+        w.line(f"acc, total, highest = attend_block({arguments})")
 
     def _attend(self, w: Writer, begin: str, end: str, *, masked: bool) -> None:
         blocks = "key_blocks, value_blocks, first_row, " if self.copies_blocks else ""

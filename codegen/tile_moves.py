@@ -143,6 +143,7 @@ def _large_moves(device: Machine) -> Iterator[Move]:
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
 _DECODE_BLOCKS = ((64, 4), (128, 4), (64, 2), (128, 8), (32, 1))  # keys, warps
+_SHORT = ({"ends": 1}, {"ends": 2}, {"alone_blocks": 1}, {"alone_blocks": 4})  # what short parts spend their time on
 _FEW_PROGRAMS, _MANY_PROGRAMS = 32, 1024  # of a step, where keys are split
 
 
@@ -159,7 +160,7 @@ def _attend_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
 
 
 def _decode_moves(plan: KernelPlan, shape: AttendShape, fits: Any) -> Iterator[Move]:
-    """Blocks with the default's splits; splits with the default's blocks; then both together."""
+    """Blocks with the default's splits; splits, and what else short contexts need, with the default's blocks; then blocks with splits."""
     rows = max(16, next_power_of_two(shape.group))
     blocks = [
         {"block_n": keys, "num_warps": warps, "num_stages": stages}
@@ -174,6 +175,7 @@ def _decode_moves(plan: KernelPlan, shape: AttendShape, fits: Any) -> Iterator[M
         if (fill == 1 if number == 1 else _FEW_PROGRAMS <= alone * number <= _MANY_PROGRAMS and longest > 16 * number)
     ]
     yield from blocks
+    yield from (dict(move) for move in _SHORT)
     yield from splits
     yield from ({**block, **parts} for block, parts in itertools.product(blocks, splits))
 

@@ -37,6 +37,13 @@ class AttendTile:
     num_splits: int = 1  # parts of a sequence's keys that are read by different programs, at most
     fill_blocks: int = 1  # blocks of keys from which on a part is worth a program
     alone_blocks: int = 2  # which one program reads sooner than several could put their parts together
+    long_splits: int = 1  # the same as num_splits for sequences so long that one of them would hold up a whole batch
+    long_keys: int = 1024  # of a part of these, at least
+    ends: int = 1  # blocks of a part that are read before the wait for the kernel before: its last; 2: its first, too, for more registers
+
+    @property
+    def most_splits(self) -> int:
+        return max(self.num_splits, self.long_splits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,20 +227,30 @@ def _fit_k(tile: LinearTile, k: int) -> LinearTile:
 
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
-_TURNS = 8  # programs of a core, together or in turn: they even out the load where one sequence is far longer than others
+# A program of decode attention either waits for a block of keys and values, 32 KB, or computes with the last one. What keeps memory busy is that a
+# core holds several: four of four warps, as registers allow, have 128 KB on their way at most, of which latency times bandwidth takes 35 on an
+# H200. So keys are split until all programs are there at once, and no further: each part more is one more to put together.
+_HELD, _BLOCK_BYTES, _SCRATCH_BYTES = 4, 32 << 10, 3 << 10  # programs of a core; shared memory of one
+_LONG_TURNS = 4  # programs for each that a core holds: those of long sequences. Others leave at once where sequences are short
 _MOST_SPLITS = 32
-_FEW_PROGRAMS = 128  # without splits: what counts is then how long one program takes
+_SINGLE = 8  # splits that leave no core more than one program: it has the core to itself, with a block twice as large read by twice as many warps
 
 
 def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longest: int, arch: int) -> AttendTile:
     """width: the wider of key and value heads. programs: sequences times key-value heads. longest: keys of the longest sequence."""
+    device, rows = machine(arch), max(16, next_power_of_two(group))
     roomy = width <= 128 and dtype_bytes == 2
-    wide = roomy and programs > _FEW_PROGRAMS and machine(arch).shared_bytes > 150_000
-    tile = AttendTile(max(16, next_power_of_two(group)), 128 if wide else 64 if roomy else 32, 4, 2)
-    blocks = -(-longest // tile.block_n)
-    splits = min(_power_of_two_below(_TURNS * machine(arch).num_cores // max(1, programs)), _MOST_SPLITS, blocks)
-    fill = 1 if programs <= 16 else 2 if programs <= _FEW_PROGRAMS else 4
-    return replace(tile, num_splits=1 if blocks <= tile.alone_blocks else max(1, splits), fill_blocks=fill)
+    if roomy and programs * _SINGLE <= device.num_cores:  # half as many parts are put together, for blocks that take as long
+        blocks = -(-longest // 128)
+        tile = AttendTile(rows, 128, 8, 2, ends=2)
+        return tile if blocks <= tile.alone_blocks else replace(tile, num_splits=min(device.num_cores // programs, _MOST_SPLITS, blocks))
+    tile = AttendTile(rows, 128 if roomy and width <= 64 else 64 if roomy else 32, 4, 2)
+    blocks, held = -(-longest // tile.block_n), device.num_cores * min(_HELD, device.shared_bytes // (_BLOCK_BYTES + _SCRATCH_BYTES))
+    if blocks <= tile.alone_blocks:
+        return tile
+    usual = max(1, min(held // programs, _MOST_SPLITS, blocks))
+    long = min(_LONG_TURNS * held // programs, _MOST_SPLITS, -(-longest // tile.long_keys))
+    return replace(tile, num_splits=usual, long_splits=max(1, long))
 
 
 # Bytes of an element, widest head -> (rows, keys, warps, stages)
@@ -243,20 +260,21 @@ _RAGGED: dict[tuple[int, int], tuple[int, int, int, int]] = {
 }  # fmt: skip
 _RAGGED_COPIED = {(2, 64): (64, 64, 4, 3), (2, 128): (64, 64, 4, 3)}  # where the copy engine brings keys: more than one block on a core
 
+_FEW_TILES = 4  # of a head: cores then have one program or none, and room for a block more on its way
+
 
 def choose_ragged(group: int, width: int, dtype_bytes: int, tokens: int, arch: int) -> AttendTile:
     wide = next((w for (size, w) in _RAGGED if size == dtype_bytes and width <= w), None)
     if wide is None:
         raise CodegenError("attend", f"heads of {width} elements of {dtype_bytes} bytes", "heads of up to 256 elements are supported")
-    rows, keys, warps, stages = (_RAGGED_COPIED if arch >= 90 else _RAGGED).get((dtype_bytes, wide), _RAGGED[dtype_bytes, wide])
+    copied = _RAGGED_COPIED.get((dtype_bytes, wide)) if arch >= 90 else None
+    rows, keys, warps, stages = copied or _RAGGED[dtype_bytes, wide]
     rows = max(next_power_of_two(group), min(rows, max(16, next_power_of_two(tokens * group))))
+    if copied and tokens * group <= _FEW_TILES * rows:
+        stages += 1
     if machine(arch).shared_bytes < 150_000:
         stages, keys = 2, min(keys, 8192 // wide)
     return AttendTile(rows, keys, warps if rows >= 64 else 4, stages)
-
-
-def _power_of_two_below(number: int) -> int:
-    return 1 << max(0, number.bit_length() - 1)
 
 
 def next_power_of_two(number: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernel_run import compile_case, emit_case, make_case, relative_error, run_case
 
-from tilewright.codegen.tiles import choose_decode
+from tilewright.codegen.tiles import choose_decode, machine
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Limits
 from tilewright.ir.reference import Batch
@@ -133,6 +133,23 @@ def test_split_keys_are_put_together_again(setup, splits, writes):
     assert relative_error(out, expected) < TOLERANCE[setup.dtype]
 
 
+@pytest.mark.parametrize("usual", [1, 2])
+@pytest.mark.parametrize("setup", DECODES[::2], ids=str)
+def test_long_sequences_are_shared_by_more_programs(setup, usual):
+    """Of 113 and 65 keys; parts of these have no fewer than 32, those of 35 and 48 keys as many as are usual."""
+    config = {"num_splits": usual, "long_splits": 3, "long_keys": 32, "block_n": 16, "alone_blocks": 1, "ends": usual}
+    out, expected = attend(setup, "decode", [113, 35, 65, 2, 48], [1] * 5, padding=1, seed=2, writes=True, **config)
+    assert relative_error(out, expected) < TOLERANCE[setup.dtype]
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("setup", DECODES, ids=str)
+def test_first_and_last_block_of_a_part_may_be_one_or_have_others_between_them(setup, splits):
+    lengths = [1, 17, 18, 33, 34, 49, 100]  # the newest key is in no block
+    out, expected = attend(setup, "decode", lengths, [1] * 7, padding=1, seed=3, writes=True, num_splits=splits, block_n=16, ends=2)
+    assert relative_error(out, expected) < TOLERANCE[setup.dtype]
+
+
 @pytest.mark.parametrize("setup", DECODES, ids=str)
 def test_ragged_chunks_equal_the_reference(setup):
     out, expected = attend(setup, "ragged", [21, 1, 33, 40], [21, 1, 5, 17], seed=2, block_m=32, block_n=16)
@@ -142,7 +159,7 @@ def test_ragged_chunks_equal_the_reference(setup):
 @pytest.mark.parametrize("window", [1, 7, 16, 40])
 def test_windows_hide_what_is_far_whatever_block_they_end_in(window):
     setup = Setup(heads=2, kv_heads=1, head_dim=8, value_dim=8, page=4, window=window)
-    for kind, chunks, more in (("decode", [1, 1], {"writes": True}), ("decode", [1, 1], {"num_splits": 2}), ("ragged", [50, 3], {})):
+    for kind, chunks, more in (("decode", [1, 1], {"writes": True}), ("decode", [1, 1], {"num_splits": 2, "ends": 2}), ("ragged", [50, 3], {})):
         out, expected = attend(setup, kind, [50, 3], chunks, seed=window, block_n=16, **more)
         assert relative_error(out, expected) < 3e-6, kind
 
@@ -171,8 +188,22 @@ def test_attention_and_its_cache_write_are_not_one_kernel_where_a_sequence_has_m
 
 
 def test_few_sequences_are_split_and_many_are_not():
-    assert [choose_decode(4, 128, 2, sequences * 8, 8192, 90).num_splits for sequences in (1, 32, 64, 128)] == [32, 4, 2, 1]
+    assert [choose_decode(4, 128, 2, sequences * 8, 8192, 90).num_splits for sequences in (1, 16, 32, 64, 128)] == [16, 4, 2, 1, 1]
     assert choose_decode(4, 128, 2, 8, 100, 90).num_splits == 1
+
+
+@pytest.mark.parametrize("arch, held", [(80, 4), (89, 2), (90, 4), (100, 4)])
+@pytest.mark.parametrize("group, width, size", [(4, 128, 2), (1, 64, 2), (8, 256, 2), (2, 128, 4)])
+def test_programs_of_usual_sequences_come_in_one_turn_unless_there_are_more_sequences(arch, held, group, width, size):
+    for programs in (1, 7, 33, 64, 200, 512, 1024, 4096):
+        tile = choose_decode(group, width, size, programs, 1 << 17, arch)
+        assert programs * tile.num_splits <= max(programs, held * machine(arch).num_cores)
+        assert tile.num_splits == tile.most_splits or programs * tile.long_splits <= 4 * held * machine(arch).num_cores
+    assert choose_decode(group, width, size, 4096, 1 << 17, arch).most_splits == 1
+
+
+def test_no_more_programs_share_long_sequences_than_there_are_long_parts():
+    assert [choose_decode(4, 128, 2, 256, longest, 90).long_splits for longest in (100, 1024, 1025, 3000, 8192, 1 << 17)] == [1, 1, 2, 3, 8, 8]
 
 
 MODELS = {"llama-3-8b": (32, 8, 128), "llama-3.2-1b": (32, 8, 64), "gpt-j-6b": (16, 16, 256)}

@@ -42,10 +42,13 @@ def test_products_whose_programs_share_tiles(name, dtype, config):
         assert relative_error(tensor, case.values[case.graph.value(value)]) < TOLERANCE[dtype], value
 
 
+LONG = {"num_splits": 2, "long_splits": 5, "long_keys": 32, "block_n": 16, "ends": 2}
+
+
 @pytest.mark.parametrize("setup", [*DECODES, Setup(32, 8, 128, 128, "bf16", 16), Setup(32, 8, 128, 128, "f16", 64)], ids=str)
 def test_attention(setup):
     lengths, ones = [37, 1, 101, 90], [1, 1, 1, 1]
-    for kind, chunks, config in (("decode", ones, {}), ("decode", ones, {"num_splits": 3}), ("ragged", [37, 1, 50, 9], {})):
+    for kind, chunks, config in (("decode", ones, {}), ("decode", ones, {"num_splits": 3}), ("decode", ones, LONG), ("ragged", [37, 1, 50, 9], {})):
         out, expected = attend(setup, kind, lengths, chunks, device="cuda", **config)
         assert relative_error(out, expected) < ATTEND_TOLERANCE[setup.dtype], (kind, config)
 
