@@ -9,6 +9,7 @@ same Triton.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import statistics
 import time
@@ -34,18 +35,19 @@ WORTH = 0.001  # share of the step that a candidate must save
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--program", default="decode_1")
+    parser.add_argument("--program", nargs="+", default=["decode_1"])
     parser.add_argument("--context", type=int, default=384, help="keys of each sequence")
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="kernels to sweep")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="kernels to sweep, named like 'gate_up T<=1'")
     parser.add_argument("--candidates", type=int, default=0, help="of a kernel (0: all)")
     args = parser.parse_args()
     target, models = plan_models(args)
-    for model in models:
-        chain = Chain(model, args)
+    for model, program in itertools.product(models, args.program):
+        chain = Chain(model, program, args)
         started = time.perf_counter()
         compile_candidates([c for found in chain.candidates.values() for c in found], target, args.jobs)
-        print(f"{model.name}: {sum(map(len, chain.candidates.values()))} candidates, compiled in {time.perf_counter() - started:.0f} s", flush=True)
+        count, seconds = sum(map(len, chain.candidates.values())), time.perf_counter() - started
+        print(f"{model.name} {program}: {count} candidates, compiled in {seconds:.0f} s", flush=True)
         if not args.compile_only:
             print(describe_machine(), flush=True)
             chain.load(args.context)
@@ -57,16 +59,16 @@ def main() -> None:
 class Chain:
     """One program's kernels that have tiles."""
 
-    def __init__(self, model: Model, args: argparse.Namespace) -> None:
-        if args.program not in model.launches:
-            raise SystemExit(f"{model.name} has no program {args.program}; it has {', '.join(model.launches)}")
+    def __init__(self, model: Model, program: str, args: argparse.Namespace) -> None:
+        if program not in model.launches:
+            raise SystemExit(f"{model.name} has no program {program}; it has {', '.join(model.launches)}")
         plans = {plan.name: plan for plan in model.plans}
         self.limits = model.limits
-        self.order = [name for name in model.launches[args.program] if name in plans]
+        self.order = [name for name in model.launches[program] if name in plans]
         self.plans: dict[str, KernelPlan] = {name: plans[name] for name in dict.fromkeys(self.order)}
+        swept = [name for name, plan in self.plans.items() if args.sweep and re.search(args.only, f"{plan.label} T<={plan.max_tokens}")]
         self.candidates = {
-            name: list_candidates(plan, args.candidates) if args.sweep and re.search(args.only, plan.label) else [Candidate.of(plan, {})]
-            for name, plan in self.plans.items()
+            name: list_candidates(plan, args.candidates) if name in swept else [Candidate.of(plan, {})] for name, plan in self.plans.items()
         }
 
     def load(self, context: int) -> None:

@@ -98,29 +98,18 @@ def _emit_attend_block(shape: AttendShape, is_decode: bool) -> str:
     return f"@triton.jit\ndef attend_block({signature}):\n{w.text}"
 
 
-def emit_ends(w: Writer, shape: AttendShape, tile: AttendTile) -> None:
-    """tail_keys and tail_values, the block from `tail` on, outside of any loop; and lead_…, the first block, where it is another.
-
-    Rows after the last key are 0: memory there may hold NaN.
-    """
-    w.line("lane = tl.arange(0, BLOCK_N)")
-    ends = (("tail", "tail", "is_key", "(tail + lane < end)[:, None]"), ("lead", "begin", "is_lead", "(begin + lane < tail)[:, None]"))[: tile.ends]
-    for name, start, mask, inside in ends:
-        w.line(f"{mask} = {inside}")
-        w.line(f"{name}_rows = {_block_rows(w, shape, tile, start)}")
-    for which in (1, 0):  # keys, which are turned right away, do not hold up values
-        for name, _, mask, _ in ends:
-            place = f"{name}_rows[:, None] * {{width}}"
-            w.line(f"{name}_{('keys', 'values')[which]} = {_load(shape, which, True, place, mask)}")
-
-
-def _block_rows(w: Writer, shape: AttendShape, tile: AttendTile, start: str) -> str:
-    """Rows of the caches, where a head has the page's rows in one piece, that hold the block from `start` on."""
+def emit_last_block(w: Writer, shape: AttendShape, tile: AttendTile) -> None:
+    """tail_keys and tail_values, the block from `tail` on, outside of any loop. Rows after the last key are 0: memory there may hold NaN."""
     page_rows, size = shape.kv_heads * shape.page_size, shape.page_size
+    w.line("lane = tl.arange(0, BLOCK_N)")
+    w.line("is_key = (tail + lane < end)[:, None]")
     if is_one_page(shape, tile):
-        return f"tl.load(table + {start} // {size}).to(tl.int64) * {page_rows} + {start} % {size} + lane"
-    w.line(f"place = tl.minimum({start} + lane, last)")
-    return f"tl.load(table + place // {size}).to(tl.int64) * {page_rows} + place % {size}"
+        w.line(f"tail_rows = tl.load(table + tail // {size}).to(tl.int64) * {page_rows} + tail % {size} + lane")
+    else:
+        w.line("place = tl.minimum(tail + lane, last)")
+        w.line(f"tail_rows = tl.load(table + place // {size}).to(tl.int64) * {page_rows} + place % {size}")
+    for which in (1, 0):  # keys, which are turned right away, do not hold up values
+        w.line(f"tail_{('keys', 'values')[which]} = {_load(shape, which, True, 'tail_rows[:, None] * {width}', 'is_key')}")
 
 
 def first_page(shape: AttendShape, tile: AttendTile, begin: str) -> str:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_ends, first_page, is_one_page, scale_scores, slope_argument
+from tilewright.codegen.attend_keys import AttendShape, emit_attend_keys, emit_last_block, first_page, is_one_page, scale_scores, slope_argument
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Element, Evaluator, LoopedRow, WholeRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
@@ -33,7 +33,7 @@ LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
     "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "place", "tail_rows", "tail", "is_key",
-    "tail_keys", "tail_values", "lead_rows", "is_lead", "lead_keys", "lead_values", "rest", "lane", "scores", "blocks", "wanted", "used",
+    "tail_keys", "tail_values", "lane", "scores", "blocks", "wanted", "used",
     "newest", "slot", "new_key", "new_value", "counter", "arrived", "each", "member", "part_head", "combined", "top", "raised", "e3",
     "from_split", "places", "some", "split_mask", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row", "shrink",
 )  # fmt: skip
@@ -78,8 +78,7 @@ class _Maker:
         w.line(f"query_head = head * {shape.group} + row")
         present = (w.let("present", f"row < {shape.group}"),) if shape.group != self.tile.block_m else ()
         self._locate_pages(w)
-        rest = "begin" if self.tile.ends == 1 else w.let("rest", "begin + BLOCK_N")
-        w.line(f"page = {first_page(shape, self.tile, rest)}")
+        w.line(f"page = {first_page(shape, self.tile, 'begin')}")
         w.line("tail = begin + tl.maximum(tl.cdiv(end - begin, BLOCK_N) - 1, 0) * BLOCK_N")
         w.let("d", "tl.arange(0, BLOCK_D)[None, :]")
         w.let("e", "tl.arange(0, BLOCK_E)[None, :]")
@@ -87,7 +86,7 @@ class _Maker:
             w.line("slot = tl.load(slots + token).to(tl.int64)")
             starts_next = splits > 1  # where programs are many, the kernel after this one finds no room sooner, and four must fit on a core
             self._let_next_start(w, starts_next)
-            emit_ends(w, shape, self.tile)
+            emit_last_block(w, shape, self.tile)
             self._let_next_start(w, not starts_next)
             self._wait(w)
             self._load_newest_value(w)
@@ -98,15 +97,11 @@ class _Maker:
         if shape.writes:
             self._start_with_newest(w)
         else:
-            emit_ends(w, shape, self.tile)
+            emit_last_block(w, shape, self.tile)
             self._start_sums(w, lanes=True)
-        masked = shape.window is not None
         self._attend_block(w, "tail", "tail", masked=True)
-        if self.tile.ends == 2:
-            with w.block("if tail > begin:"):
-                self._attend_block(w, "lead", "begin", masked=masked)
-        with w.block(f"if tail > {rest}:"):
-            self._attend(w, rest, "tail", masked=masked)
+        with w.block("if tail > begin:"):
+            self._attend(w, "begin", "tail", masked=shape.window is not None)
         w.line("total = tl.sum(total, 1)")
         w.line("result = acc / tl.where(total > 0.0, total, 1.0)[:, None]")
         constants = self.constants if splits == 1 else {**self.constants, "NUM_SPLITS": splits}

@@ -143,7 +143,7 @@ def _large_moves(device: Machine) -> Iterator[Move]:
 
 # -- attention ------------------------------------------------------------------------------------------------------------------
 _DECODE_BLOCKS = ((64, 4), (128, 4), (64, 2), (128, 8), (32, 1))  # keys, warps
-_SHORT = ({"ends": 1}, {"ends": 2}, {"alone_blocks": 1}, {"alone_blocks": 4})  # what short parts spend their time on
+_SHORT = ({"alone_blocks": 1}, {"alone_blocks": 4})  # what short parts spend their time on
 _FEW_PROGRAMS, _MANY_PROGRAMS = 32, 1024  # of a step, where keys are split
 
 

@@ -39,7 +39,6 @@ class AttendTile:
     alone_blocks: int = 2  # which one program reads sooner than several could put their parts together
     long_splits: int = 1  # the same as num_splits for sequences so long that one of them would hold up a whole batch
     long_keys: int = 1024  # of a part of these, at least
-    ends: int = 1  # blocks of a part that are read before the wait for the kernel before: its last; 2: its first, too, for more registers
 
     @property
     def most_splits(self) -> int:
@@ -233,24 +232,23 @@ def _fit_k(tile: LinearTile, k: int) -> LinearTile:
 _HELD, _BLOCK_BYTES, _SCRATCH_BYTES = 4, 32 << 10, 3 << 10  # programs of a core; shared memory of one
 _LONG_TURNS = 4  # programs for each that a core holds: those of long sequences. Others leave at once where sequences are short
 _MOST_SPLITS = 32
-_SINGLE = 8  # splits that leave no core more than one program: it has the core to itself, with a block twice as large read by twice as many warps
+_FEW_SPLITS = 8  # where no core has more than one program then: more parts, most of them idle at short contexts, hold up the kernels around
 
 
 def choose_decode(group: int, width: int, dtype_bytes: int, programs: int, longest: int, arch: int) -> AttendTile:
     """width: the wider of key and value heads. programs: sequences times key-value heads. longest: keys of the longest sequence."""
     device, rows = machine(arch), max(16, next_power_of_two(group))
-    roomy = width <= 128 and dtype_bytes == 2
-    if roomy and programs * _SINGLE <= device.num_cores:  # half as many parts are put together, for blocks that take as long
-        blocks = -(-longest // 128)
-        tile = AttendTile(rows, 128, 8, 2, ends=2)
-        return tile if blocks <= tile.alone_blocks else replace(tile, num_splits=min(device.num_cores // programs, _MOST_SPLITS, blocks))
-    tile = AttendTile(rows, 128 if roomy and width <= 64 else 64 if roomy else 32, 4, 2)
-    blocks, held = -(-longest // tile.block_n), device.num_cores * min(_HELD, device.shared_bytes // (_BLOCK_BYTES + _SCRATCH_BYTES))
+    roomy, narrow = width <= 128 and dtype_bytes == 2, width <= 64
+    few = programs * _FEW_SPLITS <= device.num_cores
+    paired = roomy and not narrow and device.num_cores < programs <= 2 * device.num_cores  # two of a core, with blocks twice as large
+    keys = 128 if paired or (roomy and narrow and not few) else 64 if roomy else 32
+    tile = AttendTile(rows, keys, 2 if few and narrow else 4, 2)
+    blocks, held = -(-longest // keys), device.num_cores * min(_HELD, device.shared_bytes // (_BLOCK_BYTES + _SCRATCH_BYTES))
     if blocks <= tile.alone_blocks:
         return tile
-    usual = max(1, min(held // programs, _MOST_SPLITS, blocks))
+    parts = _FEW_SPLITS if few else 1 if paired else held // programs
     long = min(_LONG_TURNS * held // programs, _MOST_SPLITS, -(-longest // tile.long_keys))
-    return replace(tile, num_splits=usual, long_splits=max(1, long))
+    return replace(tile, num_splits=max(1, min(parts, _MOST_SPLITS, blocks)), long_splits=max(1, long))
 
 
 # Bytes of an element, widest head -> (rows, keys, warps, stages)

@@ -137,7 +137,7 @@ def test_split_keys_are_put_together_again(setup, splits, writes):
 @pytest.mark.parametrize("setup", DECODES[::2], ids=str)
 def test_long_sequences_are_shared_by_more_programs(setup, usual):
     """Of 113 and 65 keys; parts of these have no fewer than 32, those of 35 and 48 keys as many as are usual."""
-    config = {"num_splits": usual, "long_splits": 3, "long_keys": 32, "block_n": 16, "alone_blocks": 1, "ends": usual}
+    config = {"num_splits": usual, "long_splits": 3, "long_keys": 32, "block_n": 16, "alone_blocks": 1}
     out, expected = attend(setup, "decode", [113, 35, 65, 2, 48], [1] * 5, padding=1, seed=2, writes=True, **config)
     assert relative_error(out, expected) < TOLERANCE[setup.dtype]
 
@@ -146,7 +146,7 @@ def test_long_sequences_are_shared_by_more_programs(setup, usual):
 @pytest.mark.parametrize("setup", DECODES, ids=str)
 def test_first_and_last_block_of_a_part_may_be_one_or_have_others_between_them(setup, splits):
     lengths = [1, 17, 18, 33, 34, 49, 100]  # the newest key is in no block
-    out, expected = attend(setup, "decode", lengths, [1] * 7, padding=1, seed=3, writes=True, num_splits=splits, block_n=16, ends=2)
+    out, expected = attend(setup, "decode", lengths, [1] * 7, padding=1, seed=3, writes=True, num_splits=splits, block_n=16)
     assert relative_error(out, expected) < TOLERANCE[setup.dtype]
 
 
@@ -159,7 +159,7 @@ def test_ragged_chunks_equal_the_reference(setup):
 @pytest.mark.parametrize("window", [1, 7, 16, 40])
 def test_windows_hide_what_is_far_whatever_block_they_end_in(window):
     setup = Setup(heads=2, kv_heads=1, head_dim=8, value_dim=8, page=4, window=window)
-    for kind, chunks, more in (("decode", [1, 1], {"writes": True}), ("decode", [1, 1], {"num_splits": 2, "ends": 2}), ("ragged", [50, 3], {})):
+    for kind, chunks, more in (("decode", [1, 1], {"writes": True}), ("decode", [1, 1], {"num_splits": 2}), ("ragged", [50, 3], {})):
         out, expected = attend(setup, kind, [50, 3], chunks, seed=window, block_n=16, **more)
         assert relative_error(out, expected) < 3e-6, kind
 
@@ -188,7 +188,7 @@ def test_attention_and_its_cache_write_are_not_one_kernel_where_a_sequence_has_m
 
 
 def test_few_sequences_are_split_and_many_are_not():
-    assert [choose_decode(4, 128, 2, sequences * 8, 8192, 90).num_splits for sequences in (1, 16, 32, 64, 128)] == [16, 4, 2, 1, 1]
+    assert [choose_decode(4, 128, 2, sequences * 8, 8192, 90).num_splits for sequences in (1, 16, 32, 64, 128)] == [8, 4, 1, 1, 1]
     assert choose_decode(4, 128, 2, 8, 100, 90).num_splits == 1
 
 

@@ -42,7 +42,7 @@ def test_products_whose_programs_share_tiles(name, dtype, config):
         assert relative_error(tensor, case.values[case.graph.value(value)]) < TOLERANCE[dtype], value
 
 
-LONG = {"num_splits": 2, "long_splits": 5, "long_keys": 32, "block_n": 16, "ends": 2}
+LONG = {"num_splits": 2, "long_splits": 5, "long_keys": 32, "block_n": 16}
 
 
 @pytest.mark.parametrize("setup", [*DECODES, Setup(32, 8, 128, 128, "bf16", 16), Setup(32, 8, 128, 128, "f16", 64)], ids=str)
