@@ -228,6 +228,15 @@ def test_an_output_that_does_not_depend_on_the_product_is_refused():
         emit_case(make_case(stray, "linear", "linear"), Regime("r", "ragged", 2))
 
 
+@pytest.mark.parametrize("block_k", [32, 128])
+def test_the_row_of_a_norm_may_be_wider_than_what_is_taken_of_it(block_k):
+    body = (
+        "%two = concat(%x, %x) {{axis=1}} : {t}[T, 144]\n%all = rms_norm(%two) {{eps=1e-05}} : {t}[T, 144]\n"
+        "%n = slice(%all) {{axis=1, start=72, stop=144}} : {t}[T, {k}]\n%y = linear(%n, @w) : {t}[T, {n}]"
+    )
+    run(body, "%y", 1, dtype="bf16", block_k=block_k, block_n=8)
+
+
 def test_a_weight_that_the_cores_hold_at_once_is_read_in_one_step():
     held = choose_linear(1, 2048, 2048, 2, "bf16", 90)
     assert (held.block_n, held.block_k, held.num_warps) == (2, 2048, 4)
