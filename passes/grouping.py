@@ -212,9 +212,12 @@ class Grouping:
                     break
 
     def _sibling_keys(self, group: Group) -> list[tuple[Value, object]]:
+        """What joins groups: an activation that they read, or the rows that they look up in tables."""
         inside = {value for op in group.ops for value in op.results}
         read = [base_of(self.graph, v) for op in group.ops for v in op.inputs if not v.is_const]
-        return [(v, _row_space(group.ops[0])) for v in dict.fromkeys(read) if v not in inside and v.producer is not None and v.type.rank > 1]
+        shared = [v for v in dict.fromkeys(read) if v not in inside and v.producer is not None and v.type.rank > 1]
+        looked_up = [op.inputs[1] for op in group.ops if op.name == "gather_rows" and op.inputs[0].is_const] if len(group.ops) == 1 else []
+        return [(v, _row_space(group.ops[0])) for v in (*shared, *looked_up)]
 
     def _are_independent(self, a: Group, b: Group) -> bool:
         if any(op not in self._group for op in (*a.ops, *b.ops)):

@@ -127,3 +127,14 @@ def test_of_two_that_read_the_same_pages_the_first_writes_them():
 def test_products_are_computed_before_attention():
     found = kernels(f"%l = {LINEAR}\n{FED.replace('tanh(%x)', 'tanh(%l)')}", regime=DECODE)
     assert [what for what, _ in found] == ["linear tanh", "tanh write_kv attend"]
+
+
+def test_tables_that_are_read_at_the_same_places_are_read_by_one_kernel():
+    looked_up = "%c = gather_rows(@w, %rows) : f32[S, 8]\n%s = gather_rows(@v, %rows) : f32[S, 8]\n%o = gather_rows(@w, %others) : f32[S, 8]"
+    text = (
+        "graph @g(%rows: i32[S], %others: i32[S]) dims(S in 1..8) {\nparam @w : f32[8, 8]\nparam @v : f32[9, 8]\n"
+        f"{looked_up}\nreturn %c, %s, %o\n}}"
+    )
+    for regime in (ONE, MANY):
+        schedule = build_schedule(parse_graph(text), regime)
+        assert [[v.display for v in region.outputs] for region in schedule.regions] == [["%c", "%s"], ["%o"]]

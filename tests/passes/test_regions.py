@@ -92,7 +92,7 @@ def test_memory_is_used_again_in_every_layer():
 def test_a_schedule_prints_one_line_a_kernel_with_its_reason():
     schedule = build_schedule(optimized(), DECODE_ONE)
     head, *lines = print_schedule(schedule).splitlines()
-    assert head.startswith("decode_1: steps of 1..1 tokens, 15 kernels, ") and len(lines) == len(schedule.regions) == 15
+    assert head.startswith("decode_1: steps of 1..1 tokens, 14 kernels, ") and len(lines) == len(schedule.regions) == 14
     gate_up = next(line for line in lines if "linear: rms_norm → linear → gated" in line)
     assert "prologue rms_norm: recomputed in each block" in gate_up
     assert all(region.reason in line for region, line in zip(schedule.regions, lines))
