@@ -14,6 +14,7 @@ import re
 import statistics
 import time
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from results_table import describe_machine
@@ -73,14 +74,14 @@ class Chain:
 
     def load(self, context: int) -> None:
         self.counts = Counter(self.order)
-        self.operands = {name: self._operands(name, plan, context) for name, plan in self.plans.items()}
+        self.operands = {name: self._operands(plan, context) for name, plan in self.plans.items()}
         self.loaded = {name: self._load(name, self.candidates[name][0]) for name in self.plans}
         self.bytes = sum(bytes_read(plan) * self.counts[name] for name, plan in self.plans.items())
 
-    def _operands(self, name: str, plan: KernelPlan, context: int) -> Operands:
+    def _operands(self, plan: KernelPlan, context: int) -> Operands:
         step = steps_of(plan, self.limits)[0]
         if plan.template == "attend":
-            step = type(step)(step.tokens, step.rows, (context,) * len(step.contexts))
+            step = replace(step, contexts=(context,) * len(step.contexts))
         return Operands(plan, step)
 
     def _load(self, name: str, candidate: Candidate) -> LoadedKernels:
@@ -107,10 +108,10 @@ class Chain:
     def _improve(self, name: str) -> float:
         """Takes over the candidate with which the step is fastest; its time."""
         plan, (default, *others) = self.plans[name], self.candidates[name]
-        right, rough = results(self.loaded[name]), []
+        right, rough = self.loaded[name].results(), []
         for candidate in (c for c in others if c.compiled):
             self.loaded[name] = self._load(name, candidate)
-            problem = compare(results(self.loaded[name]), right, rounding_of(plan))[1]
+            problem = compare(self.loaded[name].results(), right, rounding_of(plan))[1]
             if problem:
                 print(f"      WRONG {show_move(candidate)} {problem}", flush=True)
             else:
@@ -129,11 +130,6 @@ class Chain:
         for time_, _, candidate in ranked:
             print(f"      {time_:9.1f} {show_move(candidate)}", flush=True)
         return us
-
-
-def results(loaded: LoadedKernels) -> dict[str, torch.Tensor]:
-    loaded.run(0)
-    return {name: tensor.clone() for name, tensor in loaded.operands.written().items()}
 
 
 def show_move(candidate: Candidate) -> str:

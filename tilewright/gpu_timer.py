@@ -60,10 +60,7 @@ class GpuBench:
     def run(self, candidate: Candidate) -> dict[str, torch.Tensor]:
         outputs: dict[str, torch.Tensor] = {}
         for place, loaded in enumerate(self._load(candidate)):
-            for p in loaded.operands.plan.outputs:
-                loaded.operands.sets[0][p.name].fill_(float("nan"))
-            loaded.run(0)
-            outputs |= {f"{name} of step {place}" if place else name: t.clone() for name, t in loaded.operands.written().items()}
+            outputs |= {f"{name} of step {place}" if place else name: t for name, t in loaded.results().items()}
         return outputs
 
     def time(self, candidate: Candidate) -> float:
@@ -112,6 +109,13 @@ class LoadedKernels:
             launch = module.prepare(grid, compiled.binary.num_warps, values, types, text.dependent_launch, global_scratch=scratch.data_ptr())
             prepared.append(launch)
         return prepared
+
+    def results(self) -> dict[str, torch.Tensor]:
+        """What one launch over the first set of operands writes, by name; what it leaves unwritten of its outputs is NaN."""
+        for p in self.operands.plan.outputs:
+            self.operands.sets[0][p.name].fill_(float("nan"))
+        self.run(0)
+        return {name: tensor.clone() for name, tensor in self.operands.written().items()}
 
     def run(self, index: int) -> None:
         """Launches over a set of operands on torch's current stream."""
