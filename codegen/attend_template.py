@@ -15,7 +15,8 @@ from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Element, Evaluator, LoopedRow, WholeRow, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
 from tilewright.codegen.index import ZERO, At, Index, widen
-from tilewright.codegen.linear_template import VIEWS, StoredEvaluator
+from tilewright.codegen.linear_product import VIEWS
+from tilewright.codegen.linear_template import StoredEvaluator
 from tilewright.codegen.plan import KernelPlan
 from tilewright.codegen.source import template
 from tilewright.codegen.tiles import AttendTile, choose_decode, choose_ragged, next_power_of_two, override
@@ -33,9 +34,9 @@ LOCALS = (
     "sequence", "head", "split", "tile", "beyond", "middle", "reached", "start", "stop", "length", "last", "row", "token", "first_token",
     "query_head", "position", "first_position", "query", "slope", "keys", "values", "table", "acc", "total", "highest", "first", "share", "begin",
     "end", "diagonal", "edge", "result", "part", "found", "split_weight", "average", "page", "stored", "place", "tail_rows", "tail", "is_key",
-    "tail_keys", "tail_values", "lane", "scores", "blocks", "wanted", "used",
-    "newest", "slot", "new_key", "new_value", "counter", "arrived", "each", "member", "part_head", "combined", "top", "raised", "e3",
-    "from_split", "places", "some", "split_mask", "level_tile", "weight_sum", "key_blocks", "value_blocks", "first_row", "shrink",
+    "tail_keys", "tail_values", "lane", "scores", "blocks", "wanted", "used", "newest", "slot", "new_key", "new_value", "counter", "arrived",
+    "each", "member", "part_head", "combined", "top", "raised", "e3", "from_split", "places", "some", "split_mask", "level_tile", "weight_sum",
+    "key_blocks", "value_blocks", "first_row", "shrink",
 )  # fmt: skip
 
 
@@ -99,7 +100,8 @@ class _Maker:
         else:
             emit_last_block(w, shape, self.tile)
             self._start_sums(w, lanes=True)
-        self._attend_block(w, "tail", "tail", masked=True)
+        sums, block = "acc, total, highest", "tail_keys, tail_values, tail + lane[None, :]"
+        w.line(f"{sums} = attend_block(query, {sums}, {block}, position, {slope_argument(shape)}end, MASKED=True)")
         with w.block("if tail > begin:"):
             self._attend(w, "begin", "tail", masked=shape.window is not None)
         w.line("total = tl.sum(total, 1)")
@@ -361,11 +363,6 @@ class _Maker:
         w.line("acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)")
         w.line(f"total = tl.zeros([BLOCK_M{', BLOCK_N' if lanes else ''}], tl.float32)")
         w.line('highest = tl.full([BLOCK_M], float("-inf"), tl.float32)')
-
-    def _attend_block(self, w: Writer, name: str, start: str, *, masked: bool) -> None:
-        block = f"{name}_keys, {name}_values, {start} + lane[None, :]"
-        arguments = f"query, acc, total, highest, {block}, position, {slope_argument(self.shape)}end, MASKED={masked}"
-        w.line(f"acc, total, highest = attend_block({arguments})")
 
     def _attend(self, w: Writer, begin: str, end: str, *, masked: bool) -> None:
         blocks = "key_blocks, value_blocks, first_row, " if self.copies_blocks else ""

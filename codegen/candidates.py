@@ -11,7 +11,7 @@ from functools import cached_property
 
 from tilewright.codegen.aot import Compiled, Progress, compile_each, strip_comments
 from tilewright.codegen.emission import Emission
-from tilewright.codegen.linear_template import Product, tile_of
+from tilewright.codegen.linear_product import Product, tile_of
 from tilewright.codegen.lower import make_kernel
 from tilewright.codegen.plan import KernelPlan
 from tilewright.codegen.source import emit

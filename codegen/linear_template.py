@@ -7,97 +7,27 @@ there are few tiles. Knows neither layers nor engines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tilewright.codegen.emission import HEADER, Emission, KernelText, Workspace
 from tilewright.codegen.evaluator import Evaluator, LoopedRow, WholeRow, even_odd, mask_text
 from tilewright.codegen.expressions import TRITON_DTYPES
 from tilewright.codegen.hoist import HoistingWriter
 from tilewright.codegen.index import ZERO, At, Index, broadcast_at, width_of
+from tilewright.codegen.linear_product import VIEWS, Product, tile_of
 from tilewright.codegen.plan import KernelPlan, Parameter, PlanOp
 from tilewright.codegen.source import template
-from tilewright.codegen.tiles import LinearTile, choose_linear, keep_order, next_power_of_two, override
+from tilewright.codegen.tiles import LinearTile, next_power_of_two
 from tilewright.codegen.word_weights import BLOCK, DTYPES, ORDER, WORDS, Arrangement, convert_words, join_all
 from tilewright.ir.errors import CodegenError
 from tilewright.ir.manifest import Extent
 from tilewright.ir.types import ITEM_BYTES
 
-VIEWS = ("reshape", "slice", "expand", "gather_rows", "embedding")
 # Names that the templates give; no parameter has one of them, since parameters are named after operands of ops and tensors of the step.
 LOCALS = (
     "program", "first_m", "first_n", "m", "n", "n_row", "weight_rows", "step", "depth", "start", "ahead", "current", "bytes", "acc", "even", "odd",
     "x0", "x1", "x2", "x3", "x_sum", "tiles_m", "group", "group_size", "place", "k_probe", "part", "first_k", "pieces", "arrived", "total", "piece",
     "b0", "b1", "b2", "b3", "words", "weight_tile", "lane", "order",
 )  # fmt: skip
-_FEW_ROWS, _MOST_SEQUENCES = 64, 256  # rows whose logits are wanted, in steps with chunks of prompts; tokens of a step that may all be such rows
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """The anchor of a linear region, and what hangs on it."""
-
-    plan: KernelPlan
-    n: int
-    k: int
-    rows: str  # dim of the rows: T or S
-    x: int
-    weight: Parameter
-    scale: Parameter | None
-    bias: int | None
-    result: int
-    pairs: PlanOp | None  # `gated` over interleaved columns: its result has half the columns
-    after: frozenset[int]  # values that depend on the result, itself among them
-
-    @staticmethod
-    def of(plan: KernelPlan) -> Product:
-        anchor = plan.anchor_op
-        if anchor.op != "linear":
-            raise CodegenError(f"kernel {plan.label}", f"{anchor.op} has no template for Triton", "only products with a weight [N, K] have")
-        x, weight, bias = (*anchor.operands, None)[:3]
-        assert x is not None and weight is not None
-        if plan.producer(weight) is not None:
-            raise CodegenError(f"kernel {plan.label}", "the weight of its linear is computed in the region", "weights are inputs, packed beforehand")
-        parameter = plan.carrier(weight)
-        scale = plan.carrier(weight, "scale") if plan.type_of(weight).encoding else None
-        n, k = (int(d) for d in parameter.type.shape)
-        after = _dependents(plan, anchor.result)
-        pairs = [op for op in plan.ops if op.op == "gated" and len(op.operands) == 1 and op.operands[0] in after]
-        rows = anchor.types[0].shape[0]
-        if len(pairs) > 1 or not isinstance(rows, str) or anchor.types[0].rank != 2:
-            problem = f"linear gives {anchor.types[0]}, with {len(pairs)} gated"
-            raise CodegenError(f"kernel {plan.label}", problem, "it must be [T, N] with at most one")
-        stray = [p.name for p in plan.outputs if p.value not in after]
-        if stray:
-            raise CodegenError(f"kernel {plan.label}", f"its output {stray[0]} does not depend on the product", "give it a region of its own")
-        return Product(plan, n, k, rows, x, parameter, scale, bias, anchor.result, pairs[0] if pairs else None, after)
-
-    @property
-    def halved(self) -> frozenset[int]:
-        """Values that have one column for each pair of columns of the product."""
-        return _dependents(self.plan, self.pairs.result) if self.pairs else frozenset()
-
-    @property
-    def tokens(self) -> int:
-        """The rows that tiles are chosen for: the most that a step has, 0 if unknown. Of large steps, few rows have their logits wanted."""
-        most = self.plan.max_tokens
-        return _FEW_ROWS if self.rows == "S" and most > _MOST_SEQUENCES else most
-
-    @property
-    def is_plain(self) -> bool:
-        """x is read as it lies in memory: nothing is computed on the way."""
-        return all(op.op in VIEWS for op in self.plan.cone(self.x)) and self.plan.type_of(self.x).dtype == self.dtype
-
-    @property
-    def dtype(self) -> str:
-        return self.plan.anchor_op.types[0].dtype
-
-
-def _dependents(plan: KernelPlan, value: int) -> frozenset[int]:
-    found = {value}
-    for op in plan.ops:
-        if found.intersection(v for v in op.operands if v is not None):
-            found.update(range(op.first, op.first + len(op.types)))
-    return frozenset(found)
 
 
 @template("linear", "triton")
@@ -107,15 +37,6 @@ def emit_linear(plan: KernelPlan, notes: Sequence[str] = ()) -> Emission:
     early = bool(config.get("dependent_launch")) and config.get("arch", 90) >= 90
     kernel = _Kernel(product, tile_of(product), early, tuple(notes))
     return Emission((kernel.emit(),), kernel.workspaces)
-
-
-def tile_of(product: Product) -> LinearTile:
-    """The default for its shape, with what the plan's config sets."""
-    config, weight_bytes = dict(product.plan.config), ITEM_BYTES[product.weight.type.dtype]
-    fixed = bool(config.get("deterministic"))
-    tokens = max(product.tokens or 1 << 16, 64 if fixed else 1)
-    tile = choose_linear(tokens, product.n, product.k, weight_bytes, product.dtype, config.get("arch", 90))
-    return override(keep_order(tile, weight_bytes) if fixed else tile, config)
 
 
 class StoredEvaluator(Evaluator):
@@ -464,12 +385,9 @@ class _Kernel:
             self.e.load(product.scale, At(ZERO, column))
         if product.bias is not None and self._is_vector_of_weights(product.bias):
             self.e.value(product.bias, At(ZERO, column))
-        wide = [op for op in product.plan.ops if op.types[0].rank == 2 and op.op not in (*VIEWS, "gated") and op is not product.plan.anchor_op]
-        along_x = [op for op in product.plan.cone(product.x) if op in wide and width_of(op.types[0]) == product.k] if self.is_whole else []
-        places = [(op, self._at_k(ZERO)) for op in along_x]
-        whole, half = self._places(row, column)
-        places += [(op, half if op.result in product.halved else whole) for op in wide if op.result in product.after]
-        for op, at in places:
+        cone = product.plan.cone(product.x) if self.is_whole else []
+        along_x = [(op, self._at_k(ZERO)) for op in cone if op.op not in VIEWS and op.types[0].rank == 2 and width_of(op.types[0]) == product.k]
+        for op, at in (*along_x, *self._epilogue(row, column)):
             for value in (v for v in op.operands if v is not None and self._is_vector_of_weights(v)):
                 self.e.value(value, broadcast_at(product.plan.type_of(value), op.types[0], at))
 
@@ -479,15 +397,15 @@ class _Kernel:
 
     def _load_epilogue_early(self, row: Index, column: Index) -> None:
         """Operands of the epilogue are on their way while the weight streams."""
-        places = self._places(row, column)
-        for op in self.product.plan.ops:
-            if op.result not in self.product.after or op is self.product.plan.anchor_op or op.op == "gated":
-                continue
-            at = places[op.result in self.product.halved]
-            if op.types[0].rank != 2:
-                continue
+        for op, at in self._epilogue(row, column):
             for value in (v for v in op.operands if v is not None and v not in self.product.after):
                 self.e.value(value, broadcast_at(self.product.plan.type_of(value), op.types[0], at))
+
+    def _epilogue(self, row: Index, column: Index) -> list[tuple[PlanOp, At]]:
+        """What works on the product's elements after it, each with the place of those that this program has."""
+        product, (whole, half) = self.product, self._places(row, column)
+        after = [op for op in product.plan.ops if op.result in product.after and op is not product.plan.anchor_op and op.op != "gated"]
+        return [(op, half if op.result in product.halved else whole) for op in after if op.types[0].rank == 2]
 
     def _places(self, row: Index, column: Index) -> tuple[At, At]:
         """Where this program's columns of the product lie, and those of its pairs."""

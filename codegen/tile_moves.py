@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tilewright.codegen.attend_keys import AttendShape
-from tilewright.codegen.linear_template import Product, tile_of
+from tilewright.codegen.linear_product import Product, tile_of
 from tilewright.codegen.plan import KernelPlan
 from tilewright.codegen.tiles import Machine, keep_order, machine, next_power_of_two, override
 from tilewright.ir.types import ITEM_BYTES
@@ -63,7 +63,7 @@ def _linear_moves(plan: KernelPlan, device: Machine) -> Iterator[Move]:
 
 def _vector_moves(k: int, weight_bytes: int) -> Iterator[Move]:
     whole = max(32, next_power_of_two(k))
-    steps = sorted({*(step for step in (512, 1024, 2048, 4096) if step <= whole), whole} - ({whole} if whole > 8192 else set()))
+    steps = sorted({step for step in (512, 1024, 2048, 4096, whole) if step <= min(whole, 8192)})
     fewest, most = 16 if k >= 1024 else 2, 128 if weight_bytes == 1 else 64
     for rows, step, warps in itertools.product((2, 4, 8) if k < 8192 else (4, 8), steps, (1, 2, 4, 8, 16)):
         held = rows * step // (warps * 32)  # elements of the weight that a thread has on their way; more of them pay where one step does

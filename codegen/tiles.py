@@ -257,7 +257,6 @@ _RAGGED: dict[tuple[int, int], tuple[int, int, int, int]] = {
     (4, 64): (32, 32, 4, 2), (4, 128): (32, 32, 4, 2), (4, 256): (16, 32, 4, 2),
 }  # fmt: skip
 _RAGGED_COPIED = {(2, 64): (64, 64, 4, 3), (2, 128): (64, 64, 4, 3)}  # where the copy engine brings keys: more than one block on a core
-
 _FEW_TILES = 4  # of a head: cores then have one program or none, and room for a block more on its way
 
 

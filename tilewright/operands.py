@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from tilewright.codegen.linear_template import Product
+from tilewright.codegen.linear_product import Product
 from tilewright.codegen.plan import KernelPlan, Parameter
 from tilewright.ir.manifest import Limits
 from tilewright.ir.reference import TORCH_DTYPES

@@ -311,7 +311,7 @@ def test_candidates_are_the_default_first_and_all_different():
 
 
 def test_moves_of_deterministic_plans_keep_the_order_of_sums():
-    from tilewright.codegen.linear_template import Product, tile_of
+    from tilewright.codegen.linear_product import Product, tile_of
 
     for plan in (plan_of(tokens=t, n=4096, k=4096, deterministic=True) for t in (16, 64, 128, 512)):
         default, *others = (tile_of(Product.of(c.plan)) for c in list_candidates(plan))
