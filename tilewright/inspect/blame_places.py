@@ -64,9 +64,7 @@ class KernelOrigin(Readable):
     @property
     def launches(self) -> list[tuple[str, str]]:
         """(program, region) of each launch."""
-        assert self.run.engine is not None
-        lists = self.run.engine.manifest.launch_lists
-        return [(name, launch.region) for name, launches in lists.items() for launch in launches if launch.kernel == self.kernel.name]
+        return [(program, launch.region) for program, launches in self.view.launches.items() for launch in launches]
 
     @property
     def view(self) -> KernelView:
